@@ -1,0 +1,3 @@
+//! `rprocctl`.
+
+fn main() {}

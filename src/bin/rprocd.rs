@@ -1,0 +1,3 @@
+//! `rprocd`.
+
+fn main() {}

@@ -1,0 +1,4 @@
+//! rprocd.
+
+pub mod engine;
+pub mod memory;
