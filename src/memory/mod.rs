@@ -9,5 +9,5 @@ mod carveout;
 mod ram;
 
 pub use address::DeviceAddress;
-pub use carveout::{Carveout, CarveoutMap};
+pub use carveout::{Carveout, CarveoutError, CarveoutMap};
 pub use ram::{MemoryError, Ram};
