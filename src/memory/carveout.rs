@@ -106,7 +106,10 @@ pub struct CarveoutMap {
 impl CarveoutMap {
     /// A map of `ram` with nothing in it.
     pub fn new(ram: Arc<Ram>) -> Self {
-        Self { ram, list: Vec::new() }
+        Self {
+            ram,
+            list: Vec::new(),
+        }
     }
 
     /// The RAM that the carveouts lie in.
@@ -136,12 +139,24 @@ impl CarveoutMap {
     ) -> Result<Carveout, CarveoutError> {
         self.ram
             .slice(da, len)
-            .map_err(|source| CarveoutError::Outside { name: name.to_owned(), source })?;
-        let wanted = Carveout { name: name.to_owned(), da, len };
-        if let Some(other) =
-            self.list.iter().find(|other| da < other.end() && other.da < wanted.end())
+            .map_err(|source| CarveoutError::Outside {
+                name: name.to_owned(),
+                source,
+            })?;
+        let wanted = Carveout {
+            name: name.to_owned(),
+            da,
+            len,
+        };
+        if let Some(other) = self
+            .list
+            .iter()
+            .find(|other| da < other.end() && other.da < wanted.end())
         {
-            return Err(CarveoutError::Overlap { wanted, other: other.clone() });
+            return Err(CarveoutError::Overlap {
+                wanted,
+                other: other.clone(),
+            });
         }
         self.list.push(wanted.clone());
         Ok(wanted)
@@ -157,8 +172,11 @@ impl CarveoutMap {
         len: u64,
         align: u64,
     ) -> Result<Carveout, CarveoutError> {
-        let mut taken: Vec<(u64, u64)> =
-            self.list.iter().map(|carveout| (carveout.da.0, carveout.end().0)).collect();
+        let mut taken: Vec<(u64, u64)> = self
+            .list
+            .iter()
+            .map(|carveout| (carveout.da.0, carveout.end().0))
+            .collect();
         taken.sort_unstable();
         taken.push((self.ram.end().0, self.ram.end().0));
         let mut largest = 0;
@@ -167,15 +185,23 @@ impl CarveoutMap {
             let aligned = hole_start.next_multiple_of(align);
             let room = start.saturating_sub(aligned);
             if room >= len {
-                let carveout =
-                    Carveout { name: name.to_owned(), da: DeviceAddress(aligned), len };
+                let carveout = Carveout {
+                    name: name.to_owned(),
+                    da: DeviceAddress(aligned),
+                    len,
+                };
                 self.list.push(carveout.clone());
                 return Ok(carveout);
             }
             largest = largest.max(room);
             hole_start = end;
         }
-        Err(CarveoutError::NoRoom { name: name.to_owned(), len, align, largest })
+        Err(CarveoutError::NoRoom {
+            name: name.to_owned(),
+            len,
+            align,
+            largest,
+        })
     }
 
     /// The bytes `da .. da + len`, which must lie in one carveout.
@@ -189,7 +215,11 @@ impl CarveoutMap {
             known: if self.list.is_empty() {
                 "there is none".to_owned()
             } else {
-                self.list.iter().map(Carveout::to_string).collect::<Vec<_>>().join(", ")
+                self.list
+                    .iter()
+                    .map(Carveout::to_string)
+                    .collect::<Vec<_>>()
+                    .join(", ")
             },
         };
         if !self.list.iter().any(|carveout| carveout.holds(da, len)) {
@@ -213,35 +243,54 @@ mod tests {
     fn a_carveout_anywhere_takes_the_first_hole_that_fits() {
         let mut map = map();
         map.add_fixed("a", DeviceAddress(BASE), 0x1000).unwrap();
-        map.add_fixed("b", DeviceAddress(BASE + 0x3000), 0x1000).unwrap();
-        assert_eq!(map.add_anywhere("c", 0x3000, 0x1000).unwrap().da.0, BASE + 0x4000);
-        assert_eq!(map.add_anywhere("d", 0x2000, 0x1000).unwrap().da.0, BASE + 0x1000);
+        map.add_fixed("b", DeviceAddress(BASE + 0x3000), 0x1000)
+            .unwrap();
+        assert_eq!(
+            map.add_anywhere("c", 0x3000, 0x1000).unwrap().da.0,
+            BASE + 0x4000
+        );
+        assert_eq!(
+            map.add_anywhere("d", 0x2000, 0x1000).unwrap().da.0,
+            BASE + 0x1000
+        );
     }
 
     #[test]
     fn a_hole_is_measured_after_alignment() {
         let mut map = map();
         map.add_fixed("a", DeviceAddress(BASE), 0x10).unwrap();
-        let error = map.add_anywhere("b", 0x10_0000 - 0x10, 0x1000).unwrap_err().to_string();
+        let error = map
+            .add_anywhere("b", 0x10_0000 - 0x10, 0x1000)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("largest hole has 0xff000"), "{error}");
     }
 
     #[test]
     fn overlapping_carveouts_are_refused_by_name() {
         let mut map = map();
-        map.add_fixed("a", DeviceAddress(BASE + 0x1000), 0x1000).unwrap();
+        map.add_fixed("a", DeviceAddress(BASE + 0x1000), 0x1000)
+            .unwrap();
         for (da, len) in [(0x0, 0x1001), (0x1fff, 0x1), (0x0, 0x4000), (0x1800, 0x10)] {
-            let error = map.add_fixed("b", DeviceAddress(BASE + da), len).unwrap_err();
+            let error = map
+                .add_fixed("b", DeviceAddress(BASE + da), len)
+                .unwrap_err();
             assert!(matches!(error, CarveoutError::Overlap { .. }), "{error}");
         }
         map.add_fixed("c", DeviceAddress(BASE), 0x1000).unwrap();
-        map.add_fixed("d", DeviceAddress(BASE + 0x2000), 0x1000).unwrap();
+        map.add_fixed("d", DeviceAddress(BASE + 0x2000), 0x1000)
+            .unwrap();
     }
 
     #[test]
     fn a_carveout_outside_the_ram_is_refused() {
         let mut map = map();
-        for (da, len) in [(BASE - 1, 2), (BASE, 0x10_0001), (BASE + 0x10_0000, 1), (u64::MAX, 2)] {
+        for (da, len) in [
+            (BASE - 1, 2),
+            (BASE, 0x10_0001),
+            (BASE + 0x10_0000, 1),
+            (u64::MAX, 2),
+        ] {
             let error = map.add_fixed("a", DeviceAddress(da), len).unwrap_err();
             assert!(matches!(error, CarveoutError::Outside { .. }), "{error}");
         }
@@ -252,8 +301,12 @@ mod tests {
     fn an_access_must_lie_in_one_carveout() {
         let mut map = map();
         map.add_fixed("a", DeviceAddress(BASE), 0x1000).unwrap();
-        map.add_fixed("b", DeviceAddress(BASE + 0x1000), 0x1000).unwrap();
-        assert_eq!(map.slice(DeviceAddress(BASE + 0xff0), 0x10).unwrap().len(), 0x10);
+        map.add_fixed("b", DeviceAddress(BASE + 0x1000), 0x1000)
+            .unwrap();
+        assert_eq!(
+            map.slice(DeviceAddress(BASE + 0xff0), 0x10).unwrap().len(),
+            0x10
+        );
         assert!(map.slice(DeviceAddress(BASE + 0xff0), 0x11).is_err());
         assert!(map.slice(DeviceAddress(BASE + 0x2000), 1).is_err());
         assert!(map.slice(DeviceAddress(u64::MAX), 1).is_err());

@@ -1,0 +1,272 @@
+//! The vhost-user face of a vdev: what a VMM is told, and what it tells us.
+//!
+//! What belongs here: the answers that vhost-user-backend wants, and handing queues over to the
+//! core. What does not: anything that happens to a queue afterwards. One [`Backend`] serves one
+//! connection; everything that outlives a connection is behind [`GuestFace`].
+//!
+//! Protocol: "Vhost-user Protocol", QEMU `docs/interop/vhost-user.rst`.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use log::{debug, info, warn};
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost_user_backend::VhostUserBackend;
+use vm_memory::{
+    GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{
+    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
+};
+
+use super::QUEUES;
+use super::device::{GuestQueue, GuestState, RING_F_EVENT_IDX, RING_F_INDIRECT};
+use super::guest_ring::RingFault;
+use super::vring::{SharedMemory, Vring};
+
+/// Entries that a queue may have. It is virtio's own limit: crosvm asks for it by default, and a
+/// smaller one makes QEMU abort when its own is larger. What the firmware's vring has does not
+/// limit the guest's.
+pub const MAX_QUEUE_SIZE: usize = 32768;
+
+const F_VERSION_1: u64 = 1 << 32;
+
+/// What a connection may do to its vdev. The core implements it.
+pub trait GuestFace: Send + Sync {
+    /// Names the vdev in messages.
+    fn label(&self) -> &str;
+
+    /// The device's own feature bits that are offered to the guest.
+    fn device_features(&self) -> u64;
+
+    /// Gives a queue to the core.
+    ///
+    /// # Errors
+    /// A [`RingFault`] if the ring cannot be used. `None` if the core is not driven any more.
+    fn attach(&self, index: usize, queue: GuestQueue) -> Option<Result<GuestState, RingFault>>;
+
+    /// Takes a queue away from the core, which does not touch it after this; returns its
+    /// position if it was there.
+    fn detach(&self, index: usize) -> Option<u16>;
+
+    /// The guest's memory was laid out anew.
+    fn set_memory(&self, memory: Arc<GuestMemoryMmap>);
+
+    /// The guest kicked a queue.
+    fn kicked(&self);
+
+    /// The connection is gone, and the guest with it. All queues have been detached.
+    fn gone(&self);
+
+    /// Reads the device's configuration space into `into`; past its end there are zeroes.
+    fn read_config(&self, offset: u32, into: &mut [u8]);
+
+    /// Writes the device's configuration space; what lies past its end is ignored.
+    fn write_config(&self, offset: u32, bytes: &[u8]);
+}
+
+/// The face of one connection.
+pub(super) struct Backend {
+    face: Arc<dyn GuestFace>,
+    acked: AtomicU64,
+    memory: Mutex<Option<Arc<GuestMemoryMmap>>>,
+    exit: Mutex<Vec<std::os::fd::RawFd>>,
+}
+
+impl Backend {
+    pub(super) fn new(face: Arc<dyn GuestFace>) -> Self {
+        Self {
+            face,
+            acked: AtomicU64::new(0),
+            memory: Mutex::new(None),
+            exit: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// The descriptors that the crate took out of [`VhostUserBackend::exit_event`]'s consumers
+    /// and never closes.
+    pub(super) fn take_exit_descriptors(&self) -> Vec<std::os::fd::RawFd> {
+        std::mem::take(&mut *self.exit.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn attach(&self, index: usize, vring: &Vring) {
+        let Some(memory) = self
+            .memory
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+        else {
+            debug!(
+                "{}: queue {index} was started before there is any memory",
+                self.face.label()
+            );
+            return;
+        };
+        let features = self.acked.load(Ordering::Acquire);
+        let detach = {
+            let face = self.face.clone();
+            Box::new(move || face.detach(index))
+        };
+        vring.attach_if_up(
+            |layout| {
+                let queue = GuestQueue {
+                    layout,
+                    features,
+                    memory,
+                    vring: vring.clone(),
+                };
+                match self.face.attach(index, queue) {
+                    Some(Ok(state)) => {
+                        debug!("{}: queue {index} attached: {layout:?}", self.face.label());
+                        if state != GuestState::Incomplete {
+                            info!(
+                                "{}: guest {} (features {features:#x})",
+                                self.face.label(),
+                                if state == GuestState::Fresh {
+                                    "attached"
+                                } else {
+                                    "resumed"
+                                },
+                            );
+                        }
+                        true
+                    }
+                    Some(Err(fault)) => {
+                        warn!("{}: queue {index} is refused: {fault}", self.face.label());
+                        vring.report_error();
+                        false
+                    }
+                    None => false,
+                }
+            },
+            detach,
+        );
+    }
+}
+
+impl VhostUserBackend for Backend {
+    type Bitmap = ();
+    type Vring = Vring;
+
+    fn num_queues(&self) -> usize {
+        QUEUES
+    }
+
+    fn max_queue_size(&self) -> usize {
+        MAX_QUEUE_SIZE
+    }
+
+    fn features(&self) -> u64 {
+        F_VERSION_1
+            | RING_F_EVENT_IDX
+            | RING_F_INDIRECT
+            | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+            | self.face.device_features()
+    }
+
+    fn acked_features(&self, features: u64) {
+        self.acked.store(features, Ordering::Release);
+    }
+
+    /// CONFIG is always there: crosvm asks for configuration whether or not it is offered.
+    /// STATUS and INFLIGHT_SHMFD are not: the crate ends the session when they are used, and QEMU
+    /// then aborts. CONFIGURE_MEM_SLOTS is not: the crate does not check the sums of a region
+    /// that is added alone.
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::RESET_DEVICE
+    }
+
+    fn set_event_idx(&self, _enabled: bool) {
+        // Part of the acknowledged features.
+    }
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        // The crate has bounded both: offset + size is at most 4096.
+        let mut bytes = vec![0; size as usize];
+        self.face.read_config(offset, &mut bytes);
+        bytes
+    }
+
+    fn set_config(&self, offset: u32, bytes: &[u8]) -> io::Result<()> {
+        self.face.write_config(offset, bytes);
+        Ok(())
+    }
+
+    fn update_memory(&self, memory: SharedMemory) -> io::Result<()> {
+        let memory = memory.memory().into_inner();
+        for region in memory.iter() {
+            check_backing(region)?;
+        }
+        *self.memory.lock().unwrap_or_else(PoisonError::into_inner) = Some(memory.clone());
+        self.face.set_memory(memory);
+        Ok(())
+    }
+
+    fn exit_event(&self, _thread_index: usize) -> Option<(EventConsumer, EventNotifier)> {
+        // A fresh pair for each session: without one, ending a session waits for ever.
+        match new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC) {
+            Ok((consumer, notifier)) => {
+                self.exit
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(consumer.as_raw_fd());
+                Some((consumer, notifier))
+            }
+            Err(error) => {
+                warn!(
+                    "{}: no event descriptor for the session's end: {error}",
+                    self.face.label()
+                );
+                None
+            }
+        }
+    }
+
+    /// Never an `Err`: it would end the worker thread for the rest of the session.
+    fn handle_event(
+        &self,
+        device_event: u16,
+        _events: EventSet,
+        vrings: &[Vring],
+        _thread_id: usize,
+    ) -> io::Result<()> {
+        let index = usize::from(device_event);
+        if let Some(vring) = vrings.get(index) {
+            if vring.is_attached() {
+                self.face.kicked();
+            } else {
+                self.attach(index, vring);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Refuses a region whose file is too small for it: the first access past the file's end would
+/// kill the process.
+fn check_backing(region: &GuestRegionMmap) -> io::Result<()> {
+    let Some(backing) = region.file_offset() else {
+        return Ok(());
+    };
+    let file = backing.file().metadata()?;
+    let need = backing.start().checked_add(region.len());
+    if file.is_file() && need.is_none_or(|need| file.len() < need) {
+        return Err(io::Error::other(format!(
+            "guest memory at {:#x} is refused: its file has {:#x} bytes, the region needs {:#x} \
+             bytes from offset {:#x}",
+            region.start_addr().0,
+            file.len(),
+            region.len(),
+            backing.start(),
+        )));
+    }
+    Ok(())
+}

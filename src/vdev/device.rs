@@ -1,0 +1,319 @@
+//! One vdev between its two sides, as the core's driver holds it.
+//!
+//! What belongs here: which rings of which side are there, and the relay between those that are.
+//! What does not: the resource table (the lifecycle writes it), threads, sockets.
+//!
+//! ```text
+//!  guest side: queues attached one by one     core side: none until the guest's driver is up,
+//!  and detached one by one; all up = the      none again after a reset of the vdev, a fault of
+//!  guest's driver is up                       the firmware, or a stop of the core
+//! ```
+
+use std::sync::Arc;
+
+use log::{error, warn};
+use vm_memory::GuestMemoryMmap;
+
+use super::driver_ring::DriverRing;
+use super::guest_ring::{Direction, GuestRing, RingFault, RingFeatures, RingLayout};
+use super::relay::{Counters, RelayFault, ToCore, ToGuest};
+use super::rpmsg::{Announcements, VIRTIO_RPMSG_F_NS};
+use super::vring::Vring;
+use super::{QUEUE_TO_CORE, QUEUE_TO_GUEST, QUEUES};
+use crate::engine::NotifyId;
+use crate::memory::{MemoryError, Ram};
+
+/// `VIRTIO_RING_F_INDIRECT_DESC`.
+pub const RING_F_INDIRECT: u64 = 1 << 28;
+/// `VIRTIO_RING_F_EVENT_IDX`.
+pub const RING_F_EVENT_IDX: u64 = 1 << 29;
+
+/// What a guest brings when it attaches a queue.
+pub struct GuestQueue {
+    /// Where the ring is.
+    pub layout: RingLayout,
+    /// The features the guest acknowledged, the ring's and the device's.
+    pub features: u64,
+    /// The memory that the ring and its buffers are in.
+    pub memory: Arc<GuestMemoryMmap>,
+    /// How to call the guest.
+    pub vring: Vring,
+}
+
+struct Attached {
+    ring: GuestRing,
+    vring: Vring,
+    broken: bool,
+}
+
+/// What the guest's side looks like after a queue was attached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GuestState {
+    /// Queues are missing.
+    Incomplete,
+    /// All queues are up and none has been used yet: a driver that has just been set up.
+    Fresh,
+    /// All queues are up and go on where they stopped (a paused and continued VM).
+    Resumed,
+}
+
+struct CoreSide {
+    to_guest: ToGuest,
+    to_core: ToCore,
+    ids: [NotifyId; QUEUES],
+}
+
+/// What a round of relaying asks of the core.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Round {
+    /// Something happened: another round may find more.
+    pub progress: bool,
+    /// Kick the core on this vring.
+    pub kick: Option<NotifyId>,
+}
+
+/// A vdev's figures for an operator.
+#[derive(Clone, Debug)]
+pub struct VdevSnapshot {
+    /// Are all queues of a guest attached?
+    pub guest_up: bool,
+    /// Does the firmware see a driver (DRIVER_OK)?
+    pub core_up: bool,
+    /// From the core to the guest.
+    pub to_guest: Counters,
+    /// From the guest to the core.
+    pub to_core: Counters,
+    /// Messages that the firmware has been given and has not given back.
+    pub core_holds: u16,
+    /// Does a message of the firmware wait for a buffer of the guest?
+    pub starved: bool,
+    /// What the firmware has announced.
+    pub announcements: Announcements,
+}
+
+/// One vdev.
+pub struct Vdev {
+    label: String,
+    guest: [Option<Attached>; QUEUES],
+    memory: Option<Arc<GuestMemoryMmap>>,
+    features: u64,
+    core: Option<CoreSide>,
+    announcements: Announcements,
+    to_guest: Counters,
+    to_core: Counters,
+}
+
+impl Vdev {
+    /// A vdev with nobody on either side. `label` names it in messages.
+    pub fn new(label: String) -> Self {
+        Self {
+            label,
+            guest: [const { None }; QUEUES],
+            memory: None,
+            features: 0,
+            core: None,
+            announcements: Announcements::default(),
+            to_guest: Counters::default(),
+            to_core: Counters::default(),
+        }
+    }
+
+    /// Names the vdev in messages.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// Attaches queue `index` of a guest.
+    ///
+    /// # Errors
+    /// A [`RingFault`] if the ring cannot be used; the queue stays unattached.
+    pub fn attach(&mut self, index: usize, queue: GuestQueue) -> Result<GuestState, RingFault> {
+        let features = RingFeatures {
+            event_idx: queue.features & RING_F_EVENT_IDX != 0,
+            indirect: queue.features & RING_F_INDIRECT != 0,
+        };
+        let direction = if index == QUEUE_TO_GUEST {
+            Direction::ToGuest
+        } else {
+            Direction::FromGuest
+        };
+        let ring = GuestRing::take_up(queue.layout, features, direction, &queue.memory)?;
+        self.guest[index] = Some(Attached {
+            ring,
+            vring: queue.vring,
+            broken: false,
+        });
+        self.memory = Some(queue.memory);
+        self.features = queue.features;
+        // A driver starts with zeroed rings. A ring that has been used exactly a multiple of
+        // 65536 times looks the same; if all do, a resumed guest is taken for a fresh one, and
+        // hears its announcements twice, which its driver ignores.
+        Ok(match &self.guest {
+            [Some(a), Some(b)] if a.ring.position() == 0 && b.ring.position() == 0 => {
+                GuestState::Fresh
+            }
+            [Some(_), Some(_)] => GuestState::Resumed,
+            _ => GuestState::Incomplete,
+        })
+    }
+
+    /// Detaches queue `index`; neither its ring nor its call descriptor is touched after this.
+    /// Returns the ring's position.
+    pub fn detach(&mut self, index: usize) -> Option<u16> {
+        let attached = self.guest.get_mut(index)?.take()?;
+        if self.guest.iter().all(Option::is_none) {
+            self.memory = None;
+        }
+        Some(attached.ring.position())
+    }
+
+    /// The guest's memory was laid out anew.
+    pub fn set_memory(&mut self, memory: Arc<GuestMemoryMmap>) {
+        if self.memory.is_some() {
+            self.memory = Some(memory);
+        }
+    }
+
+    /// Is the guest's driver up?
+    pub fn guest_is_up(&self) -> bool {
+        self.guest.iter().all(Option::is_some)
+    }
+
+    /// Does the firmware see a driver?
+    pub fn core_is_up(&self) -> bool {
+        self.core.is_some()
+    }
+
+    /// The features that the guest acknowledged.
+    pub fn features(&self) -> u64 {
+        self.features
+    }
+
+    /// The core's rings are there, in the order of the resource table: relaying may begin.
+    ///
+    /// # Errors
+    /// [`MemoryError`] if a ring is not inside `ram`.
+    pub fn start(
+        &mut self,
+        [to_guest, to_core]: [DriverRing; QUEUES],
+        ids: [NotifyId; QUEUES],
+        ram: &Ram,
+    ) -> Result<(), MemoryError> {
+        self.announcements.clear();
+        self.core = Some(CoreSide {
+            to_guest: ToGuest::new(to_guest, ram)?,
+            to_core: ToCore::new(to_core),
+            ids,
+        });
+        Ok(())
+    }
+
+    /// The core's rings are gone: reset, fault, or stop.
+    pub fn reset(&mut self) {
+        self.core = None;
+        self.announcements.clear();
+    }
+
+    /// Relays a burst from the guest to the core.
+    pub fn relay_to_core(&mut self, ram: &Ram) -> Round {
+        let (Some(memory), Some(core)) = (&self.memory, &mut self.core) else {
+            return Round::default();
+        };
+        let Some(queue) = usable(&mut self.guest[QUEUE_TO_CORE]) else {
+            return Round::default();
+        };
+        let result = core
+            .to_core
+            .relay(&mut queue.ring, memory, ram, &mut self.to_core);
+        let id = core.ids[QUEUE_TO_CORE];
+        self.conclude(QUEUE_TO_CORE, id, result)
+    }
+
+    /// Relays a burst from the core to the guest.
+    pub fn relay_to_guest(&mut self, ram: &Ram) -> Round {
+        let (Some(memory), Some(core)) = (&self.memory, &mut self.core) else {
+            return Round::default();
+        };
+        let Some(queue) = usable(&mut self.guest[QUEUE_TO_GUEST]) else {
+            return Round::default();
+        };
+        let result = core.to_guest.relay(
+            &mut queue.ring,
+            memory,
+            ram,
+            self.features & VIRTIO_RPMSG_F_NS != 0,
+            &mut self.announcements,
+            &mut self.to_guest,
+        );
+        let id = core.ids[QUEUE_TO_GUEST];
+        self.conclude(QUEUE_TO_GUEST, id, result)
+    }
+
+    /// Does what a burst asks for. Nothing of the ring is held any more, so the guest is called
+    /// outside of it.
+    fn conclude(
+        &mut self,
+        index: usize,
+        id: NotifyId,
+        result: Result<super::relay::Moved, RelayFault>,
+    ) -> Round {
+        let fault = match result {
+            Ok(moved) => {
+                if moved.call_guest
+                    && let Some(queue) = &self.guest[index]
+                {
+                    queue.vring.call();
+                }
+                return Round {
+                    progress: moved.progress,
+                    kick: moved.kick_core.then_some(id),
+                };
+            }
+            Err(fault) => fault,
+        };
+        match fault {
+            RelayFault::Guest(cause) => {
+                warn!("{}: queue {index}: {fault}: {cause}", self.label);
+                if let Some(queue) = &mut self.guest[index] {
+                    queue.broken = true;
+                    queue.vring.report_error();
+                }
+            }
+            RelayFault::Firmware(cause) => {
+                error!("{}: vring {index}: {fault}: {cause}", self.label);
+                self.core = None;
+            }
+            RelayFault::Memory(ref cause) => {
+                error!("{}: vring {index}: {fault}: {cause}", self.label);
+                self.core = None;
+            }
+        }
+        Round {
+            progress: true,
+            kick: None,
+        }
+    }
+
+    /// The vdev's figures.
+    pub fn snapshot(&self) -> VdevSnapshot {
+        VdevSnapshot {
+            guest_up: self.guest_is_up(),
+            core_up: self.core_is_up(),
+            to_guest: self.to_guest,
+            to_core: self.to_core,
+            core_holds: self
+                .core
+                .as_ref()
+                .map_or(0, |core| core.to_core.in_flight()),
+            starved: self
+                .core
+                .as_ref()
+                .is_some_and(|core| core.to_guest.is_starved()),
+            announcements: self.announcements.clone(),
+        }
+    }
+}
+
+fn usable(queue: &mut Option<Attached>) -> Option<&mut Attached> {
+    queue.as_mut().filter(|queue| !queue.broken)
+}

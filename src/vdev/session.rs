@@ -1,0 +1,225 @@
+//! Guests come and go: one listener that stays, one connection at a time.
+//!
+//! What belongs here: accepting, serving, listening again, and the end of a connection. What does
+//! not: what is said on it.
+//!
+//! This module may use `unsafe` for one thing: closing descriptors that vhost-user-backend forgets.
+#![expect(
+    unsafe_code,
+    reason = "closes descriptors that a crate has let go of as raw numbers"
+)]
+
+use std::fs;
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use log::{debug, error, info, warn};
+use thiserror::Error;
+use vhost::vhost_user::{Error as VhostUserError, Listener};
+use vhost_user_backend::{Error as BackendError, ShutdownHandle, VhostUserDaemon};
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+
+use super::backend::{Backend, GuestFace};
+
+/// Why a vdev cannot be served.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// Another process listens on the path.
+    #[error(
+        "{} is in use: another process listens on it; stop that one, or choose another path",
+        path.display()
+    )]
+    InUse {
+        /// The socket's path.
+        path: PathBuf,
+    },
+    /// There is something at the path that is no socket.
+    #[error("{} exists and is no socket; remove it, or choose another path", path.display())]
+    NoSocket {
+        /// The socket's path.
+        path: PathBuf,
+    },
+    /// The socket cannot be made.
+    #[error("cannot listen on {}", path.display())]
+    Bind {
+        /// The socket's path.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// The thread cannot be made.
+    #[error("cannot start a thread for {}", path.display())]
+    Thread {
+        /// The socket's path.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+}
+
+/// Binds a Unix socket at `path`, in place of one that nobody listens on any more.
+///
+/// # Errors
+/// [`SessionError::InUse`], [`SessionError::NoSocket`] or [`SessionError::Bind`].
+pub fn bind(path: &Path) -> Result<UnixListener, SessionError> {
+    if let Ok(found) = fs::symlink_metadata(path) {
+        if !found.file_type().is_socket() {
+            return Err(SessionError::NoSocket {
+                path: path.to_owned(),
+            });
+        }
+        if UnixStream::connect(path).is_ok() {
+            return Err(SessionError::InUse {
+                path: path.to_owned(),
+            });
+        }
+        // Left behind by a process that was killed.
+        let _ = fs::remove_file(path);
+    }
+    UnixListener::bind(path).map_err(|source| SessionError::Bind {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// A vdev that is being served on a socket. Dropping it ends the connection, if there is one,
+/// and removes the socket.
+pub struct Listening {
+    path: PathBuf,
+    listener: UnixListener,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    ending: AtomicBool,
+    session: Mutex<Option<ShutdownHandle>>,
+}
+
+impl Listening {
+    /// Listens on `path` and serves `face` to one guest after the other, on threads of its own.
+    ///
+    /// # Errors
+    /// [`SessionError`]; nothing is left behind.
+    pub fn start(path: &Path, face: Arc<dyn GuestFace>) -> Result<Self, SessionError> {
+        let listener = bind(path)?;
+        let shared = Arc::new(Shared::default());
+        let spawned = listener.try_clone().and_then(|accepting| {
+            let shared = shared.clone();
+            thread::Builder::new()
+                .name(face.label().to_owned())
+                .spawn(move || serve(accepting, &face, &shared))
+        });
+        match spawned {
+            Ok(thread) => Ok(Self {
+                path: path.to_owned(),
+                listener,
+                shared,
+                thread: Some(thread),
+            }),
+            Err(source) => {
+                let _ = fs::remove_file(path);
+                Err(SessionError::Thread {
+                    path: path.to_owned(),
+                    source,
+                })
+            }
+        }
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.shared.ending.store(true, Ordering::SeqCst);
+        // Wakes the thread whether it waits for a connection or for the end of one.
+        if let Err(errno) = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both) {
+            debug!(
+                "{}: shutting the listener down: {errno}",
+                self.path.display()
+            );
+        }
+        if let Some(session) = &*self
+            .shared
+            .session
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+        {
+            session.shutdown();
+        }
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            error!(
+                "{}: the thread that served it has panicked",
+                self.path.display()
+            );
+        }
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn serve(listener: UnixListener, face: &Arc<dyn GuestFace>, shared: &Shared) {
+    let mut listener = Listener::from(listener);
+    while !shared.ending.load(Ordering::SeqCst) {
+        let backend = Arc::new(Backend::new(face.clone()));
+        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::<()>::new());
+        let daemon = VhostUserDaemon::new(face.label().to_owned(), backend.clone(), memory);
+        let ended = daemon.and_then(|mut daemon| {
+            daemon.start(&mut listener)?;
+            info!("{}: a VMM has connected", face.label());
+            {
+                let mut session = shared
+                    .session
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                *session = daemon.shutdown_handle();
+            }
+            if shared.ending.load(Ordering::SeqCst) {
+                daemon.request_shutdown();
+            }
+            let ended = daemon.wait();
+            *shared
+                .session
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = None;
+            // Joins the workers: none can attach a queue any more.
+            drop(daemon);
+            face.gone();
+            ended
+        });
+        for descriptor in backend.take_exit_descriptors() {
+            // SAFETY: `from_raw_fd` wants an open descriptor that nobody else owns or will close.
+            // - Open, and owned by nobody: the crate turned its owner into this number with
+            //   `into_raw_fd` when the session was made and has no code that closes it.
+            // - Not used any more: its only user, the worker's epoll, is gone since the daemon
+            //   was dropped, which joins the worker (or was never made).
+            drop(unsafe { OwnedFd::from_raw_fd(descriptor) });
+        }
+        match ended {
+            _ if shared.ending.load(Ordering::SeqCst) => break,
+            Ok(())
+            | Err(BackendError::HandleRequest(
+                VhostUserError::Disconnected | VhostUserError::PartialMessage,
+            )) => info!("{}: the VMM has disconnected", face.label()),
+            Err(BackendError::HandleRequest(error)) => {
+                warn!("{}: the connection was ended: {error}", face.label());
+            }
+            Err(error) => {
+                // Nothing of a guest's doing: descriptors, threads or the listener itself.
+                error!(
+                    "{}: cannot serve a connection, trying again: {error}",
+                    face.label()
+                );
+                thread::sleep(std::time::Duration::from_millis(200));
+            }
+        }
+    }
+}
