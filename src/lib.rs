@@ -1,5 +1,6 @@
 //! rprocd.
 
 pub mod engine;
+pub mod firmware;
 pub mod memory;
 pub mod vdev;
