@@ -1,5 +1,6 @@
 //! rprocd.
 
+pub mod config;
 pub mod engine;
 pub mod firmware;
 pub mod memory;

@@ -1,0 +1,764 @@
+//! The daemon's configuration file: TOML as a person wrote it, then [`Config`] as it is used.
+//!
+//! What belongs here: the file's format, its defaults and every check that needs nothing but the
+//! file itself. What does not: whether a firmware file exists or fits; that is found out when its
+//! core boots.
+//!
+//! ```toml
+//! firmware-directory = "/usr/lib/rprocd/firmware" # this is the default
+//!
+//! [control]                      # without this section there is no control socket
+//! socket = "/run/rprocd/control"
+//!
+//! [[core]]                       # at least one
+//! name = "echo"                  # 1 to 31 of a-z, 0-9, '-' and '_'; unique
+//! engine = "rv32"                # the only kind
+//! memory-mib = 4                 # 1 to 1024; this is the default
+//! firmware = "echo.elf"          # a file in firmware-directory
+//! auto-boot = true               # this is the default
+//!
+//! [[core.vdev]]                  # one for each vdev of the firmware, in the order of its table
+//! socket = "/run/rprocd/echo"    # unique in the file, at most 107 bytes
+//! announce = true                # this is the default; false hides name service from the guest
+//! ```
+//!
+//! A relative path is relative to the folder that holds the file. Keys that are not listed above
+//! are refused. Cores and vdevs are counted from 0, in messages too.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use thiserror::Error;
+use toml::Spanned;
+
+use crate::firmware;
+
+/// Where firmware is looked for unless the file says otherwise.
+pub const DEFAULT_FIRMWARE_DIRECTORY: &str = "/usr/lib/rprocd/firmware";
+
+const NAME_MAX_BYTES: usize = 31;
+const MEMORY_MIB_DEFAULT: i64 = 4;
+const MEMORY_MIB_MAX: i64 = 1024;
+/// `sun_path` of `struct sockaddr_un` has 108 bytes, the last of which is a NUL.
+const SOCKET_PATH_MAX_BYTES: usize = 107;
+
+/// A configuration in which everything has been checked that can be checked without the host.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// The one folder that firmware is read from.
+    pub firmware_directory: PathBuf,
+    /// The control socket, if there is to be one.
+    pub control: Option<ControlConfig>,
+    /// The cores, at least one, in the order of the file.
+    pub cores: Vec<CoreConfig>,
+}
+
+/// Section `[control]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ControlConfig {
+    /// Where operators connect.
+    pub socket: PathBuf,
+}
+
+/// One `[[core]]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CoreConfig {
+    /// Unique; 1 to 31 bytes of `a-z`, `0-9`, `-`, `_`.
+    pub name: String,
+    /// What runs the firmware.
+    pub engine: EngineConfig,
+    /// The name of a file in [`Config::firmware_directory`]; never a path.
+    pub firmware: String,
+    /// Is the core started with the daemon?
+    pub auto_boot: bool,
+    /// One for each vdev that the firmware declares, in the order of its resource table.
+    pub vdevs: Vec<VdevConfig>,
+}
+
+/// The kinds of engine, each with what it must know.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EngineConfig {
+    /// The embedded RISC-V engine.
+    Rv32 {
+        /// Bytes of RAM, a whole number of MiB from 1 MiB to 1 GiB.
+        memory_bytes: u64,
+    },
+}
+
+/// One `[[core.vdev]]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VdevConfig {
+    /// Where the VMM connects. Unique in the file, at most 107 bytes.
+    pub socket: PathBuf,
+    /// Is the name service (`VIRTIO_RPMSG_F_NS`) offered to the guest?
+    pub announce: bool,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read the configuration {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        source: std::io::Error,
+    },
+    /// The text is no TOML, or has an unknown key, a missing key or a value of the wrong type.
+    /// The source shows the line.
+    #[error("{} is not a configuration of rprocd", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// What and where, with the line itself.
+        source: Box<toml::de::Error>,
+    },
+    /// The file is well-formed, and some values cannot be used: all of them are listed.
+    #[error("{}", Lines(.0))]
+    Values(Vec<Problem>),
+}
+
+/// One value that cannot be used. Shown as `FILE:line:column: what is wrong`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Problem {
+    /// The file.
+    pub file: PathBuf,
+    /// Counted from 1.
+    pub line: usize,
+    /// Counted from 1, in characters.
+    pub column: usize,
+    /// Which key, its value and what it must be.
+    pub what: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}:{}:{}: {}",
+            self.file.display(),
+            self.line,
+            self.column,
+            self.what
+        )
+    }
+}
+
+struct Lines<'a>(&'a [Problem]);
+
+impl fmt::Display for Lines<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.0.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n")?;
+            }
+            write!(f, "{problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ConfigError::Read`] when the file cannot be read as text, else as [`Config::parse`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text, path)
+    }
+
+    /// Checks the text of a file. `origin` is the file's path: messages carry it, and relative
+    /// paths are relative to its folder. Nothing is read.
+    ///
+    /// # Errors
+    /// [`ConfigError::Syntax`] for the first thing that is not of the format;
+    /// [`ConfigError::Values`] with every value that cannot be used.
+    pub fn parse(text: &str, origin: &Path) -> Result<Self, ConfigError> {
+        let raw: RawConfig = toml::from_str(text).map_err(|source| ConfigError::Syntax {
+            path: origin.to_owned(),
+            source: Box::new(source),
+        })?;
+        let mut check = Check {
+            text,
+            origin,
+            problems: Vec::new(),
+            sockets: HashMap::new(),
+        };
+        let config = check.config(raw);
+        if check.problems.is_empty() {
+            return Ok(config);
+        }
+        check.problems.sort_by_key(|p| (p.line, p.column));
+        Err(ConfigError::Values(check.problems))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct RawConfig {
+    firmware_directory: Option<Spanned<String>>,
+    control: Option<RawControl>,
+    #[serde(default)]
+    core: Vec<RawCore>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct RawControl {
+    socket: Spanned<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct RawCore {
+    name: Spanned<String>,
+    engine: Spanned<String>,
+    memory_mib: Option<Spanned<i64>>,
+    firmware: Spanned<String>,
+    #[serde(default = "yes")]
+    auto_boot: bool,
+    #[serde(default)]
+    vdev: Vec<RawVdev>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct RawVdev {
+    socket: Spanned<String>,
+    #[serde(default = "yes")]
+    announce: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Turns the raw file into a [`Config`] and notes every problem on the way. What it returns is
+/// only good if there was none.
+struct Check<'a> {
+    text: &'a str,
+    origin: &'a Path,
+    problems: Vec<Problem>,
+    /// Every socket so far, and whose it is.
+    sockets: HashMap<PathBuf, String>,
+}
+
+impl Check<'_> {
+    fn config(&mut self, raw: RawConfig) -> Config {
+        let firmware_directory = match raw.firmware_directory {
+            None => PathBuf::from(DEFAULT_FIRMWARE_DIRECTORY),
+            Some(value) => {
+                if value.as_ref().is_empty() || value.as_ref().contains('\0') {
+                    self.problem(
+                        value.span(),
+                        format!(
+                            "firmware-directory is {:?}, must be the path of a folder",
+                            value.as_ref()
+                        ),
+                    );
+                }
+                self.resolve(value.as_ref())
+            }
+        };
+        let control = raw.control.map(|control| ControlConfig {
+            socket: self.socket("control", &control.socket),
+        });
+        if raw.core.is_empty() {
+            self.problem(0..0, "there is no [[core]], must be at least one".into());
+        }
+        let mut names = HashMap::new();
+        let cores = raw
+            .core
+            .into_iter()
+            .enumerate()
+            .map(|(index, core)| self.core(index, core, &mut names))
+            .collect();
+        Config {
+            firmware_directory,
+            control,
+            cores,
+        }
+    }
+
+    fn core(
+        &mut self,
+        index: usize,
+        raw: RawCore,
+        names: &mut HashMap<String, usize>,
+    ) -> CoreConfig {
+        let name = raw.name.as_ref();
+        let place = format!("core {index} (name {name:?})");
+
+        let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(&b);
+        if name.is_empty() || name.len() > NAME_MAX_BYTES || !name.bytes().all(allowed) {
+            self.problem(
+                raw.name.span(),
+                format!(
+                    "{place}: name must be 1 to {NAME_MAX_BYTES} characters \
+                     out of a-z, 0-9, '-' and '_'"
+                ),
+            );
+        }
+        match names.get(name) {
+            Some(first) => self.problem(
+                raw.name.span(),
+                format!("{place}: name is taken by core {first}, must be unique"),
+            ),
+            None => {
+                names.insert(name.to_owned(), index);
+            }
+        }
+
+        if raw.engine.as_ref() != "rv32" {
+            self.problem(
+                raw.engine.span(),
+                format!(
+                    "{place}: engine is {:?}, must be \"rv32\"",
+                    raw.engine.as_ref()
+                ),
+            );
+        }
+
+        let memory_mib = raw
+            .memory_mib
+            .as_ref()
+            .map_or(MEMORY_MIB_DEFAULT, |m| *m.as_ref());
+        if let Some(span) = raw.memory_mib.as_ref().map(Spanned::span)
+            && !(1..=MEMORY_MIB_MAX).contains(&memory_mib)
+        {
+            self.problem(
+                span,
+                format!("{place}: memory-mib is {memory_mib}, must be 1 to {MEMORY_MIB_MAX}"),
+            );
+        }
+        // A value that does not fit has been refused above.
+        let memory_bytes = u64::try_from(memory_mib)
+            .unwrap_or(0)
+            .saturating_mul(1 << 20);
+
+        if let Err(reason) = firmware::check_name(raw.firmware.as_ref()) {
+            self.problem(
+                raw.firmware.span(),
+                format!(
+                    "{place}: firmware is {:?}, must be the name of a file in \
+                     firmware-directory: {reason}",
+                    raw.firmware.as_ref()
+                ),
+            );
+        }
+
+        let vdevs = raw
+            .vdev
+            .iter()
+            .enumerate()
+            .map(|(vdev, raw)| VdevConfig {
+                socket: self.socket(&format!("{place}, vdev {vdev}"), &raw.socket),
+                announce: raw.announce,
+            })
+            .collect();
+
+        CoreConfig {
+            name: raw.name.into_inner(),
+            engine: EngineConfig::Rv32 { memory_bytes },
+            firmware: raw.firmware.into_inner(),
+            auto_boot: raw.auto_boot,
+            vdevs,
+        }
+    }
+
+    fn socket(&mut self, place: &str, raw: &Spanned<String>) -> PathBuf {
+        let text = raw.as_ref();
+        let path = self.resolve(text);
+        let bytes = path.as_os_str().len();
+        let last = text.rsplit('/').next().unwrap_or("");
+        if ["", ".", ".."].contains(&last) || text.contains('\0') {
+            self.problem(
+                raw.span(),
+                format!("{place}: socket is {text:?}, must be the path of a socket"),
+            );
+        } else if bytes > SOCKET_PATH_MAX_BYTES {
+            self.problem(
+                raw.span(),
+                format!(
+                    "{place}: socket is {path:?}, {bytes} bytes, \
+                     must be at most {SOCKET_PATH_MAX_BYTES}"
+                ),
+            );
+        } else if let Some(other) = self.sockets.get(&path) {
+            let what = format!("{place}: socket is {path:?}, taken by {other}, must be unique");
+            self.problem(raw.span(), what);
+        } else {
+            self.sockets.insert(path.clone(), place.to_owned());
+        }
+        path
+    }
+
+    /// A relative path is relative to the folder of the file.
+    fn resolve(&self, path: &str) -> PathBuf {
+        self.origin.parent().unwrap_or(Path::new("")).join(path)
+    }
+
+    fn problem(&mut self, span: Range<usize>, what: String) {
+        let before = self.text.get(..span.start).unwrap_or(self.text);
+        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        self.problems.push(Problem {
+            file: self.origin.to_owned(),
+            line: before.matches('\n').count() + 1,
+            column: before[line_start..].chars().count() + 1,
+            what,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    const MINIMAL: &str = "[[core]]\nname = \"echo\"\nengine = \"rv32\"\nfirmware = \"echo.elf\"\n";
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("/etc/rprocd/a.toml"))
+    }
+
+    /// The problems, one a line.
+    #[track_caller]
+    fn refused(text: &str) -> String {
+        match parse(text) {
+            Err(error @ ConfigError::Values(_)) => error.to_string(),
+            other => panic!("expected refused values, got {other:?}"),
+        }
+    }
+
+    #[track_caller]
+    fn syntax(text: &str) -> String {
+        let error = parse(text).unwrap_err();
+        assert!(matches!(error, ConfigError::Syntax { .. }), "{error:?}");
+        assert_eq!(
+            error.to_string(),
+            "/etc/rprocd/a.toml is not a configuration of rprocd"
+        );
+        error.source().unwrap().to_string()
+    }
+
+    #[test]
+    fn the_smallest_file_gets_the_documented_defaults() {
+        assert_eq!(
+            parse(MINIMAL).unwrap(),
+            Config {
+                firmware_directory: PathBuf::from("/usr/lib/rprocd/firmware"),
+                control: None,
+                cores: vec![CoreConfig {
+                    name: "echo".into(),
+                    engine: EngineConfig::Rv32 {
+                        memory_bytes: 4 << 20
+                    },
+                    firmware: "echo.elf".into(),
+                    auto_boot: true,
+                    vdevs: vec![],
+                }],
+            }
+        );
+    }
+
+    #[test]
+    fn every_key_is_honoured_and_relative_paths_start_at_the_files_folder() {
+        let config = parse(
+            r#"
+            firmware-directory = "fw"
+            [control]
+            socket = "run/control"
+            [[core]]
+            name = "dsp_0-b"
+            engine = "rv32"
+            memory-mib = 1024
+            firmware = "dsp.elf"
+            auto-boot = false
+            [[core.vdev]]
+            socket = "/run/a"
+            announce = false
+            [[core.vdev]]
+            socket = "b"
+            [[core]]
+            name = "two"
+            engine = "rv32"
+            firmware = "two.elf"
+            "#,
+        )
+        .unwrap();
+        assert_eq!(config.firmware_directory, Path::new("/etc/rprocd/fw"));
+        assert_eq!(
+            config.control.unwrap().socket,
+            Path::new("/etc/rprocd/run/control")
+        );
+        assert_eq!(
+            config.cores[0],
+            CoreConfig {
+                name: "dsp_0-b".into(),
+                engine: EngineConfig::Rv32 {
+                    memory_bytes: 1 << 30
+                },
+                firmware: "dsp.elf".into(),
+                auto_boot: false,
+                vdevs: vec![
+                    VdevConfig {
+                        socket: "/run/a".into(),
+                        announce: false
+                    },
+                    VdevConfig {
+                        socket: "/etc/rprocd/b".into(),
+                        announce: true
+                    },
+                ],
+            }
+        );
+        assert_eq!(config.cores[1].name, "two");
+    }
+
+    #[test]
+    fn the_example_in_the_documentation_is_accepted() {
+        let text: String = include_str!("config.rs")
+            .lines()
+            .skip_while(|line| *line != "//! ```toml")
+            .skip(1)
+            .take_while(|line| *line != "//! ```")
+            .map(|line| line.trim_start_matches("//!").trim_start().to_owned() + "\n")
+            .collect();
+        let config = parse(&text).unwrap();
+        assert_eq!(config.cores[0].vdevs.len(), 1);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named_and_the_cause_is_the_source() {
+        let error = Config::load(Path::new("/nonexistent/a.toml")).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "cannot read the configuration /nonexistent/a.toml"
+        );
+        assert!(error.source().unwrap().to_string().contains("No such file"));
+    }
+
+    #[test]
+    fn load_reads_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.toml");
+        fs::write(&path, format!("firmware-directory = \"fw\"\n{MINIMAL}")).unwrap();
+        let config = Config::load(&path).unwrap();
+        assert_eq!(config.firmware_directory, folder.path().join("fw"));
+    }
+
+    #[test]
+    fn broken_toml_is_shown_with_its_line() {
+        let shown = syntax("[[core]]\nname = \n");
+        assert!(shown.contains("line 2, column"), "{shown}");
+        assert!(shown.contains('^'), "{shown}");
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_at_every_level() {
+        for text in [
+            format!("cores = 1\n{MINIMAL}"),
+            format!("[control]\nsocket = \"a\"\nmode = 1\n{MINIMAL}"),
+            format!("{MINIMAL}memory = 4\n"),
+            format!("{MINIMAL}[[core.vdev]]\nsocket = \"a\"\nqueue = 1\n"),
+        ] {
+            let shown = syntax(&text);
+            assert!(shown.contains("unknown field"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn missing_keys_are_refused() {
+        for key in ["name", "engine", "firmware"] {
+            let text: String = MINIMAL
+                .lines()
+                .filter(|line| !line.starts_with(key))
+                .map(|line| format!("{line}\n"))
+                .collect();
+            assert!(syntax(&text).contains(&format!("missing field `{key}`")));
+        }
+        assert!(syntax(&format!("[control]\n{MINIMAL}")).contains("missing field `socket`"));
+        assert!(syntax(&format!("{MINIMAL}[[core.vdev]]\n")).contains("missing field `socket`"));
+    }
+
+    #[test]
+    fn values_of_the_wrong_type_are_refused() {
+        assert!(syntax(&format!("{MINIMAL}memory-mib = \"4\"\n")).contains("invalid type"));
+        assert!(syntax(&format!("{MINIMAL}auto-boot = 1\n")).contains("invalid type"));
+    }
+
+    #[test]
+    fn a_file_without_a_core_is_refused() {
+        assert_eq!(
+            refused("firmware-directory = \"a\"\n"),
+            "/etc/rprocd/a.toml:1:1: there is no [[core]], must be at least one"
+        );
+    }
+
+    #[test]
+    fn a_firmware_directory_must_be_a_path() {
+        for value in ["", "a\\u0000b"] {
+            assert_eq!(
+                refused(&format!("firmware-directory = \"{value}\"\n{MINIMAL}")),
+                format!(
+                    "/etc/rprocd/a.toml:1:22: firmware-directory is \"{}\", \
+                     must be the path of a folder",
+                    value.replace("\\u0000", "\\0")
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn a_core_name_is_bounded_and_plain() {
+        for bad in [
+            "",
+            "A",
+            "a b",
+            "a/b",
+            "é",
+            "12345678901234567890123456789012",
+        ] {
+            let text = MINIMAL.replace("\"echo\"", &format!("\"{bad}\""));
+            assert_eq!(
+                refused(&text),
+                format!(
+                    "/etc/rprocd/a.toml:2:8: core 0 (name \"{bad}\"): name must be 1 to 31 \
+                     characters out of a-z, 0-9, '-' and '_'"
+                )
+            );
+        }
+        let longest = MINIMAL.replace("echo\"", "1234567890123456789012345678901\"");
+        assert_eq!(parse(&longest).unwrap().cores[0].name.len(), 31);
+    }
+
+    #[test]
+    fn a_core_name_is_unique() {
+        assert_eq!(
+            refused(&format!("{MINIMAL}{MINIMAL}")),
+            "/etc/rprocd/a.toml:6:8: core 1 (name \"echo\"): name is taken by core 0, \
+             must be unique"
+        );
+    }
+
+    #[test]
+    fn only_engine_rv32_exists() {
+        assert_eq!(
+            refused(&MINIMAL.replace("rv32", "rv64")),
+            "/etc/rprocd/a.toml:3:10: core 0 (name \"echo\"): engine is \"rv64\", must be \"rv32\""
+        );
+    }
+
+    #[test]
+    fn memory_is_1_to_1024_mib() {
+        for bad in [
+            "0",
+            "-1",
+            "1025",
+            "9223372036854775807",
+            "-9223372036854775808",
+        ] {
+            assert_eq!(
+                refused(&format!("{MINIMAL}memory-mib = {bad}\n")),
+                format!(
+                    "/etc/rprocd/a.toml:5:14: core 0 (name \"echo\"): memory-mib is {bad}, \
+                     must be 1 to 1024"
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn firmware_is_a_file_name_and_never_a_path() {
+        for bad in ["", ".", "..", "a/b", "/a", "../a", "a\\u0000"] {
+            let text = MINIMAL.replace("echo.elf", bad);
+            let shown = refused(&text);
+            assert!(
+                shown.starts_with("/etc/rprocd/a.toml:4:12: core 0 (name \"echo\"): firmware is "),
+                "{shown}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_socket_must_be_a_path_of_a_file() {
+        for bad in ["", "/", ".", "..", "a/", "a/..", "a/.", "a\\u0000b"] {
+            let shown = refused(&format!("{MINIMAL}[[core.vdev]]\nsocket = \"{bad}\"\n"));
+            assert_eq!(
+                shown,
+                format!(
+                    "/etc/rprocd/a.toml:6:10: core 0 (name \"echo\"), vdev 0: socket is \
+                     \"{}\", must be the path of a socket",
+                    bad.replace("\\u0000", "\\0")
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn a_socket_path_fits_sun_path_after_it_was_made_absolute() {
+        let with = |path: String| format!("[control]\nsocket = \"{path}\"\n{MINIMAL}");
+        assert!(parse(&with(format!("/{}", "a".repeat(106)))).is_ok());
+        let shown = refused(&with(format!("/{}", "a".repeat(107))));
+        assert!(
+            shown.starts_with("/etc/rprocd/a.toml:2:10: control: socket is \"/aaa"),
+            "{shown}"
+        );
+        assert!(
+            shown.ends_with("aa\", 108 bytes, must be at most 107"),
+            "{shown}"
+        );
+        // "/etc/rprocd/" is 12 bytes.
+        assert!(parse(&with("a".repeat(95))).is_ok());
+        assert!(refused(&with("a".repeat(96))).contains("108 bytes"));
+    }
+
+    #[test]
+    fn a_socket_is_unique_over_control_and_all_cores() {
+        let text = format!(
+            "[control]\nsocket = \"/run/a\"\n{MINIMAL}\
+             [[core.vdev]]\nsocket = \"/run//./a\"\n\
+             [[core.vdev]]\nsocket = \"/run/b\"\n\
+             [[core.vdev]]\nsocket = \"/run/b\"\n"
+        );
+        assert_eq!(
+            refused(&text),
+            "/etc/rprocd/a.toml:8:10: core 0 (name \"echo\"), vdev 0: socket is \"/run//./a\", \
+             taken by control, must be unique\n\
+             /etc/rprocd/a.toml:12:10: core 0 (name \"echo\"), vdev 2: socket is \"/run/b\", \
+             taken by core 0 (name \"echo\"), vdev 1, must be unique"
+        );
+    }
+
+    #[test]
+    fn all_bad_values_are_reported_together_in_the_order_of_the_file() {
+        let text = "[[core]]\nfirmware = \"a/b\"\nmemory-mib = 0\nengine = \"x\"\nname = \"N\"\n\
+                    [control]\nsocket = \"\"\n";
+        let places: Vec<_> = match parse(text).unwrap_err() {
+            ConfigError::Values(problems) => problems.iter().map(|p| (p.line, p.column)).collect(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(places, [(2, 12), (3, 14), (4, 10), (5, 8), (7, 10)]);
+    }
+
+    #[test]
+    fn columns_count_characters() {
+        let shown = refused(
+            "core = [{ name = 'é', engine = 'rv32', firmware = 'a' }, \
+             { name = 'a', engine = 'rv32', firmware = 'b', memory-mib = 0 }]\n",
+        );
+        assert!(shown.contains(":1:18: core 0"), "{shown}");
+        assert!(shown.contains(":1:118: core 1"), "{shown}");
+    }
+}
