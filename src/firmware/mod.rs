@@ -14,6 +14,14 @@
 //! [`Snapshot::read`] touches the outside; the rest is functions from bytes to values.
 #![forbid(unsafe_code)]
 
+mod image;
+mod resource_table;
 mod snapshot;
 
+pub use image::{Image, ImageError, Segment, TableSection};
+pub use resource_table::{
+    ADDRESS_ANY, CarveoutEntry, DevmemEntry, Entry, EntryId, EntryKind, Name, RawEntry,
+    ResourceTable, TABLE_MAX_BYTES, TABLE_MAX_ENTRIES, TableError, TraceEntry, VDEV_MAX_VRINGS,
+    VRING_MAX_ALIGN, VRING_MAX_NUM, VRING_MIN_ALIGN, VdevEntry, VringEntry,
+};
 pub use snapshot::{SNAPSHOT_MAX_BYTES, Snapshot, SnapshotError, check_name};
