@@ -363,18 +363,9 @@ impl Entry {
     /// Which one it is.
     pub fn id(&self) -> EntryId {
         match self {
-            Self::Carveout(entry) => EntryId {
-                index: entry.index,
-                kind: EntryKind::Carveout,
-            },
-            Self::Devmem(entry) => EntryId {
-                index: entry.index,
-                kind: EntryKind::Devmem,
-            },
-            Self::Trace(entry) => EntryId {
-                index: entry.index,
-                kind: EntryKind::Trace,
-            },
+            Self::Carveout(entry) => entry.id(),
+            Self::Devmem(entry) => entry.id(),
+            Self::Trace(entry) => entry.id(),
             Self::Vdev(entry) => entry.id(),
             Self::Vendor(entry) => EntryId {
                 index: entry.index,
@@ -408,6 +399,14 @@ pub struct CarveoutEntry {
 }
 
 impl CarveoutEntry {
+    /// Which entry it is, for messages.
+    pub fn id(&self) -> EntryId {
+        EntryId {
+            index: self.index,
+            kind: EntryKind::Carveout,
+        }
+    }
+
     /// Where `da` (u32) is in the table.
     pub fn da_offset(&self) -> usize {
         self.offset + 4
@@ -443,6 +442,16 @@ pub struct DevmemEntry {
     pub name: Name,
 }
 
+impl DevmemEntry {
+    /// Which entry it is, for messages.
+    pub fn id(&self) -> EntryId {
+        EntryId {
+            index: self.index,
+            kind: EntryKind::Devmem,
+        }
+    }
+}
+
 /// `struct fw_rsc_trace`. Nothing is written back.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TraceEntry {
@@ -456,6 +465,16 @@ pub struct TraceEntry {
     pub len: u64,
     /// Not unique.
     pub name: Name,
+}
+
+impl TraceEntry {
+    /// Which entry it is, for messages.
+    pub fn id(&self) -> EntryId {
+        EntryId {
+            index: self.index,
+            kind: EntryKind::Trace,
+        }
+    }
 }
 
 /// `struct fw_rsc_vdev`. The host writes `gfeatures`, `status` and the config bytes; the `notifyid`

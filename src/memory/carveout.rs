@@ -75,11 +75,16 @@ pub enum CarveoutError {
         largest: u64,
     },
     /// A carveout of that name exists and is too small for what is to be put in it.
-    #[error("carveout {carveout} has {have:#x} bytes, {need:#x} are needed")]
+    #[error(
+        "carveout {carveout} has {have:#x} bytes from {from} on, {need:#x} are needed; make it \
+         larger in the resource table"
+    )]
     TooSmall {
         /// The carveout.
         carveout: Carveout,
-        /// Its size in bytes.
+        /// Where in it.
+        from: DeviceAddress,
+        /// Bytes from there to its end.
         have: u64,
         /// Bytes needed.
         need: u64,

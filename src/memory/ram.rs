@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, memfd_create};
 use thiserror::Error;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
@@ -39,6 +39,14 @@ pub enum MemoryError {
         len: u64,
         /// What the host said.
         source: vm_memory::mmap::MmapRegionError,
+    },
+    /// The host did not zero the memory.
+    #[error("cannot clear {len:#x} bytes of shared memory")]
+    Clear {
+        /// Bytes to clear.
+        len: u64,
+        /// What the host said.
+        source: std::io::Error,
     },
     /// A span of device addresses is not, or not wholly, inside the memory.
     #[error("{len:#x} bytes at {da} are outside the core's memory ({base} to {end})")]
@@ -128,6 +136,26 @@ impl Ram {
             return Err(outside());
         };
         self.region.get_slice(offset, count).map_err(|_| outside())
+    }
+
+    /// Zeroes all of it and gives the pages back to the host.
+    ///
+    /// # Errors
+    /// [`MemoryError::Clear`] when the host refuses; the content is then unspecified.
+    pub fn clear(&self) -> Result<(), MemoryError> {
+        let Some(backing) = self.region.file_offset() else {
+            return Ok(());
+        };
+        fallocate(
+            backing.file(),
+            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            0,
+            self.len(),
+        )
+        .map_err(|errno| MemoryError::Clear {
+            len: self.len(),
+            source: errno.into(),
+        })
     }
 
     /// Where the memory starts in this process, for an engine that executes from it. Valid for

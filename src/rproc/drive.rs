@@ -28,7 +28,10 @@ pub struct Driven<T> {
 impl<T> Driven<T> {
     /// Nobody drives, nothing is pending.
     pub fn new(state: T) -> Self {
-        Self { pending: AtomicU32::new(0), state: Mutex::new(state) }
+        Self {
+            pending: AtomicU32::new(0),
+            state: Mutex::new(state),
+        }
     }
 
     /// Leaves `work` (a set of bits) and, unless another thread is driving, drives: `turn` gets
@@ -45,7 +48,9 @@ impl<T> Driven<T> {
             // Pairs with the fence below. Either we see the lock free, or its holder, who looks
             // at the word after it let go, sees our bits.
             fence(Ordering::SeqCst);
-            let Some(mut state) = self.try_state() else { return };
+            let Some(mut state) = self.try_state() else {
+                return;
+            };
             loop {
                 let work = self.pending.swap(0, Ordering::AcqRel);
                 if work == 0 {

@@ -17,6 +17,7 @@ use std::sync::atomic::{Ordering, fence};
 use thiserror::Error;
 use vm_memory::{Bytes, VolatileSlice};
 
+use crate::firmware::VringEntry;
 use crate::memory::{DeviceAddress, MemoryError, Ram};
 
 const F_WRITE: u16 = 2;
@@ -36,18 +37,13 @@ pub struct VringShape {
 }
 
 impl VringShape {
-    /// The shape of a vring of `num` entries whose used ring is aligned to `align` bytes; both
-    /// are powers of two, as the resource table's checks guarantee.
-    pub fn new(num: u16, align: u32) -> Self {
-        let entries = u64::from(num);
-        let available = 16 * entries;
-        // Both rings end in an event index, whether or not it is used.
-        let used = (available + 6 + 2 * entries).next_multiple_of(u64::from(align).max(4));
+    /// The shape that the resource table asks for.
+    pub fn of(vring: &VringEntry) -> Self {
         Self {
-            num,
-            available,
-            used,
-            len: used + 6 + 8 * entries,
+            num: vring.num,
+            available: vring.avail_offset(),
+            used: vring.used_offset(),
+            len: vring.ring_bytes(),
         }
     }
 }
@@ -300,9 +296,18 @@ mod tests {
     const BASE: u64 = 0x8000_0000;
     const BUFFERS: u64 = BASE + 0x8000;
 
+    fn shape(num: u16, align: u32) -> VringShape {
+        VringShape::of(&VringEntry {
+            offset: 0,
+            da: None,
+            align,
+            num,
+        })
+    }
+
     fn ring(num: u16) -> (Arc<Ram>, DriverRing) {
         let ram = Ram::new("test", DeviceAddress(BASE), 0x10_0000).unwrap();
-        let shape = VringShape::new(num, 4096);
+        let shape = shape(num, 4096);
         let ring = DriverRing::new(
             &ram,
             DeviceAddress(BASE),
@@ -330,9 +335,9 @@ mod tests {
 
     #[test]
     fn a_vring_has_the_size_that_linux_gives_it() {
-        assert_eq!(VringShape::new(256, 4096).len, 10246);
-        assert_eq!(VringShape::new(8, 4096).len, 4166);
-        assert_eq!(VringShape::new(16, 16).len, 438);
+        assert_eq!(shape(256, 4096).len, 10246);
+        assert_eq!(shape(8, 4096).len, 4166);
+        assert_eq!(shape(16, 16).len, 438);
     }
 
     #[test]

@@ -308,7 +308,7 @@ pub struct Burst<'a> {
 }
 
 impl<'a> Burst<'a> {
-    /// The buffers of the chain that [`Burst::next`] found, in order; none is empty.
+    /// The buffers of the chain that [`Burst::peek`] found, in order; none is empty.
     pub fn buffers(&self) -> &[VolatileSlice<'a>] {
         &self.buffers
     }
@@ -317,7 +317,7 @@ impl<'a> Burst<'a> {
     ///
     /// # Errors
     /// A [`RingFault`]: the ring cannot be worked any more.
-    pub fn next(&mut self) -> Result<Next, RingFault> {
+    pub fn peek(&mut self) -> Result<Next, RingFault> {
         let next = self.ring.next;
         let size = self.ring.layout.size;
         if self.seen == next && !self.look_again()? {

@@ -107,7 +107,7 @@ impl ToCore {
         burst.refuse_kicks();
         let mut looked_at = 0;
         while looked_at < MESSAGES_PER_BURST {
-            let (head, len) = match burst.next()? {
+            let (head, len) = match burst.peek()? {
                 Next::Nothing => {
                     if burst.ask_for_kick()? {
                         burst.refuse_kicks();
@@ -240,7 +240,7 @@ impl ToGuest {
                 looked_at += 1;
                 continue;
             }
-            match burst.next()? {
+            match burst.peek()? {
                 Next::Nothing => {
                     self.waiting = Some((id, len));
                     if burst.ask_for_kick()? {

@@ -1,0 +1,433 @@
+//! Boot: first a plan in which everything has been checked, then the plan is carried out.
+//!
+//! What belongs here: what an image asks for, judged against a core's memory, and the order in
+//! which it is put there. What does not: when to boot, and what happens afterwards.
+//!
+//! The order is Linux's (`rproc_fw_boot()` and `rproc_start()` in
+//! `drivers/remoteproc/remoteproc_core.c`): handle the resources in table order, allocate the
+//! carveouts and write back what became of them, load the segments, put the table in place, start.
+//! The difference is that nothing of the core is touched before the last check.
+
+use log::{info, warn};
+use thiserror::Error;
+use vm_memory::Bytes;
+
+use super::table::LiveTable;
+use crate::engine::{Engine, EngineError, NotifyId};
+use crate::firmware::{EntryId, Image, Segment, VdevEntry};
+use crate::memory::{CarveoutError, CarveoutMap, DeviceAddress, MemoryError};
+use crate::vdev::{BUFFER_LEN, DriverRing, QUEUES, VIRTIO_ID_RPMSG, VringShape};
+
+/// Carveouts that we place ourselves begin on pages.
+const PAGE: u64 = 4096;
+
+/// Why an image cannot be booted on a core. Nothing of the core has been touched.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum BootError {
+    /// The image has no resource table.
+    #[error(
+        "the image has no section .resource_table, so it declares neither memory nor vdevs; \
+         add one (a carveout entry for the image's memory at least)"
+    )]
+    NoTable,
+    /// A carveout, vring or buffer pool cannot be placed.
+    #[error("{entry}")]
+    Place {
+        /// The entry that asks for it.
+        entry: EntryId,
+        /// Why not.
+        source: CarveoutError,
+    },
+    /// A segment or a trace buffer is not in a carveout.
+    #[error("{what} must lie in a carveout of the resource table")]
+    NotInCarveout {
+        /// "segment 3", "the trace buffer of resource table entry 2".
+        what: String,
+        /// Where it lies instead.
+        source: CarveoutError,
+    },
+    /// The engine does not map what a devmem entry asks for.
+    #[error("{entry} is refused")]
+    Devmem {
+        /// The entry.
+        entry: EntryId,
+        /// What the engine says.
+        source: EngineError,
+    },
+    /// A vdev of a kind that is not relayed.
+    #[error(
+        "{entry}: virtio device id {id} cannot be served; rprocd relays id 7 (rpmsg) with 2 vrings"
+    )]
+    DeviceId {
+        /// The entry.
+        entry: EntryId,
+        /// Its virtio device id.
+        id: u32,
+    },
+    /// A vdev with a number of vrings that its kind does not have.
+    #[error("{entry}: an rpmsg device has 2 vrings, this one has {vrings}")]
+    Vrings {
+        /// The entry.
+        entry: EntryId,
+        /// How many it has.
+        vrings: usize,
+    },
+    /// Image and configuration do not agree on the number of vdevs.
+    #[error(
+        "the image declares {image} vdev(s), the configuration has {configured} [[core.vdev]] \
+         section(s); there must be one for each"
+    )]
+    VdevCount {
+        /// Vdevs in the image.
+        image: usize,
+        /// Vdevs in the configuration.
+        configured: usize,
+    },
+    /// The core's memory cannot be used.
+    #[error("the core's memory cannot be used")]
+    Memory(#[from] MemoryError),
+    /// The engine does not start.
+    #[error("the engine does not start")]
+    Start(#[from] EngineError),
+}
+
+/// A trace buffer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TraceBuffer {
+    /// The name in the resource table.
+    pub name: String,
+    /// First byte.
+    pub da: DeviceAddress,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// One vring with its place and its buffers.
+#[derive(Clone, Debug)]
+struct VringPlan {
+    shape: VringShape,
+    da: DeviceAddress,
+    buffers: DeviceAddress,
+    id: NotifyId,
+    da_offset: usize,
+}
+
+/// One vdev with everything that its start needs.
+#[derive(Clone, Debug)]
+pub struct VdevPlan {
+    entry: VdevEntry,
+    vrings: [VringPlan; QUEUES],
+}
+
+impl VdevPlan {
+    /// The vdev's entry in the resource table.
+    pub fn entry(&self) -> &VdevEntry {
+        &self.entry
+    }
+
+    /// The notify ids of its vrings.
+    pub fn ids(&self) -> [NotifyId; QUEUES] {
+        [self.vrings[0].id, self.vrings[1].id]
+    }
+
+    /// Where the vrings are: offset of the `da` field in the table, and the value for it.
+    pub fn vring_places(&self) -> impl Iterator<Item = (usize, DeviceAddress)> {
+        self.vrings.iter().map(|vring| (vring.da_offset, vring.da))
+    }
+
+    /// Makes the rings, zeroed.
+    ///
+    /// # Errors
+    /// [`MemoryError`] if one is not inside the core's memory.
+    pub fn make_rings(&self, map: &CarveoutMap) -> Result<[DriverRing; QUEUES], MemoryError> {
+        let make = |vring: &VringPlan| {
+            DriverRing::new(map.ram(), vring.da, vring.shape, vring.buffers, BUFFER_LEN)
+        };
+        Ok([make(&self.vrings[0])?, make(&self.vrings[1])?])
+    }
+}
+
+/// Everything that a boot will do, checked.
+#[derive(Debug)]
+pub struct BootPlan {
+    /// Where everything lies.
+    pub carveouts: CarveoutMap,
+    /// The table as the core will find it.
+    pub table: LiveTable,
+    /// In table order.
+    pub vdevs: Vec<VdevPlan>,
+    /// In table order.
+    pub traces: Vec<TraceBuffer>,
+    /// Where the core begins.
+    pub boot: DeviceAddress,
+}
+
+/// Can the kinds of vdev that an image declares be served, and are there as many as configured?
+/// What a VMM is told depends on nothing else, so this is asked before any boot.
+///
+/// # Errors
+/// [`BootError::NoTable`], [`BootError::VdevCount`], [`BootError::DeviceId`] or
+/// [`BootError::Vrings`].
+pub fn check_vdevs(image: &Image, configured: usize) -> Result<Vec<&VdevEntry>, BootError> {
+    let table = image.table.as_ref().ok_or(BootError::NoTable)?;
+    let vdevs: Vec<_> = table.table.vdevs().collect();
+    for vdev in &vdevs {
+        let entry = vdev.id();
+        if vdev.device_id != VIRTIO_ID_RPMSG {
+            return Err(BootError::DeviceId {
+                entry,
+                id: vdev.device_id,
+            });
+        }
+        if vdev.vrings.len() != QUEUES {
+            return Err(BootError::Vrings {
+                entry,
+                vrings: vdev.vrings.len(),
+            });
+        }
+    }
+    if vdevs.len() != configured {
+        return Err(BootError::VdevCount {
+            image: vdevs.len(),
+            configured,
+        });
+    }
+    Ok(vdevs)
+}
+
+impl BootPlan {
+    /// Plans the boot of `image` on `engine`, for a core with `configured` vdevs.
+    ///
+    /// # Errors
+    /// A [`BootError`] for the first thing that cannot be done.
+    pub fn new(
+        image: &Image,
+        engine: &mut dyn Engine,
+        configured: usize,
+    ) -> Result<Self, BootError> {
+        let vdevs = check_vdevs(image, configured)?;
+        let section = image.table.as_ref().ok_or(BootError::NoTable)?;
+        let mut map = CarveoutMap::new(engine.ram().clone());
+        let mut table = LiveTable::new(map.ram().clone(), section.table.bytes());
+
+        // Those with an address first: what is placed by us must fit around them.
+        let (fixed, anywhere): (Vec<_>, Vec<_>) = section
+            .table
+            .carveouts()
+            .partition(|carveout| carveout.da.is_some());
+        let mut placed = Vec::new();
+        for carveout in fixed {
+            let Some(da) = carveout.da else { continue };
+            let name = carveout.name.to_string();
+            let made =
+                map.add_fixed(&name, da, carveout.len)
+                    .map_err(|source| BootError::Place {
+                        entry: carveout.id(),
+                        source,
+                    })?;
+            placed.push((carveout, made));
+        }
+        // Segments have addresses of their own, so only such a carveout can have been meant.
+        for segment in &image.segments {
+            map.slice(segment.da, segment.memsz)
+                .map_err(|source| BootError::NotInCarveout {
+                    what: format!("segment {}", segment.index),
+                    source,
+                })?;
+        }
+        for carveout in anywhere {
+            let made = map
+                .add_anywhere(&carveout.name.to_string(), carveout.len, PAGE)
+                .map_err(|source| BootError::Place {
+                    entry: carveout.id(),
+                    source,
+                })?;
+            placed.push((carveout, made));
+        }
+        for (carveout, made) in placed {
+            // There is no other address space: the physical address is the device address.
+            table.prepare_u32(carveout.da_offset(), low_32(made.da.0));
+            table.prepare_u32(carveout.pa_offset(), low_32(made.da.0));
+            table.prepare_u32(carveout.len_offset(), low_32(made.len));
+        }
+        for devmem in section.table.devmems() {
+            engine
+                .map_devmem(devmem.da, devmem.pa, devmem.len)
+                .map_err(|source| BootError::Devmem {
+                    entry: devmem.id(),
+                    source,
+                })?;
+        }
+        let mut traces = Vec::new();
+        for trace in section.table.traces() {
+            map.slice(trace.da, trace.len)
+                .map_err(|source| BootError::NotInCarveout {
+                    what: format!("the trace buffer of {}", trace.id()),
+                    source,
+                })?;
+            traces.push(TraceBuffer {
+                name: trace.name.to_string(),
+                da: trace.da,
+                len: trace.len,
+            });
+        }
+        let mut next_id = 0;
+        let vdevs = vdevs
+            .into_iter()
+            .map(|entry| plan_vdev(entry, &mut map, &mut table, &mut next_id))
+            .collect::<Result<Vec<_>, _>>()?;
+
+        let place = map
+            .slice(section.da, section.len)
+            .is_ok()
+            .then_some(section.da);
+        if place.is_none() {
+            warn!(
+                "the resource table at {} is in no carveout: the core will not see what is \
+                 written to it (addresses of vrings, status)",
+                section.da
+            );
+        }
+        table.place_at(place);
+        Ok(Self {
+            carveouts: map,
+            table,
+            vdevs,
+            traces,
+            boot: image.boot,
+        })
+    }
+
+    /// Loads the image's segments and the table, and starts the core as incarnation `number`.
+    ///
+    /// # Errors
+    /// [`BootError::Memory`] or [`BootError::Start`]; the core is then stopped.
+    pub fn carry_out(
+        &self,
+        image: &Image,
+        bytes: &[u8],
+        engine: &mut dyn Engine,
+        number: u32,
+    ) -> Result<(), BootError> {
+        let ram = self.carveouts.ram();
+        ram.clear()?;
+        for Segment {
+            da, file, memsz, ..
+        } in &image.segments
+        {
+            let memory = ram.slice(*da, *memsz)?;
+            // What the file has not is zero since the RAM was cleared.
+            let content = bytes.get(file.clone()).unwrap_or_default();
+            let loaded = memory.write_slice(content, 0);
+            debug_assert!(
+                loaded.is_ok(),
+                "an image's file size is at most its memory size"
+            );
+        }
+        self.table.publish();
+        engine.start(self.boot, number)?;
+        Ok(())
+    }
+
+    /// Logs where everything lies.
+    pub fn log(&self, core: &str) {
+        for carveout in self.carveouts.iter() {
+            info!("{core}: carveout {carveout}");
+        }
+        for vdev in &self.vdevs {
+            let [to_guest, to_core] = vdev.ids();
+            info!(
+                "{core}: vdev{}: virtio id {}, notify ids {} and {}",
+                vdev.entry.number, vdev.entry.device_id, to_guest.0, to_core.0
+            );
+        }
+    }
+}
+
+/// Linux writes the low half of an address into the table's 32 bits; ours all end within 4 GiB.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a core's memory ends within 4 GiB"
+)]
+fn low_32(address: u64) -> u32 {
+    address as u32
+}
+
+fn plan_vdev(
+    entry: &VdevEntry,
+    map: &mut CarveoutMap,
+    table: &mut LiveTable,
+    next_id: &mut u8,
+) -> Result<VdevPlan, BootError> {
+    let refused = |source| BootError::Place {
+        entry: entry.id(),
+        source,
+    };
+    // A carveout of the reserved name is used; else one is made.
+    let claim = |map: &mut CarveoutMap, name: &str, da: Option<DeviceAddress>, len, align| {
+        if let Some(found) = map.named(name) {
+            // An address of the entry's own must lie in it (Linux `rproc_check_carveout_da()`).
+            let from = da.unwrap_or(found.da);
+            let have = if from < found.da {
+                0
+            } else {
+                found.end().0.saturating_sub(from.0)
+            };
+            return if have < len {
+                Err(CarveoutError::TooSmall {
+                    carveout: found.clone(),
+                    from,
+                    have,
+                    need: len,
+                })
+            } else {
+                Ok(from)
+            };
+        }
+        match da {
+            Some(da) => map.add_fixed(name, da, len),
+            None => map.add_anywhere(name, len, align),
+        }
+        .map(|made| made.da)
+    };
+    let mut places = Vec::new();
+    for (number, vring) in entry.vrings.iter().enumerate() {
+        let name = format!("vdev{}vring{number}", entry.number);
+        let shape = VringShape::of(vring);
+        let align = u64::from(vring.start_align()).max(PAGE);
+        let da = claim(map, &name, vring.da, shape.len, align).map_err(refused)?;
+        places.push((vring, shape, da));
+    }
+    let pool_len = places
+        .iter()
+        .map(|(_, shape, _)| u64::from(shape.num) * u64::from(BUFFER_LEN))
+        .sum::<u64>()
+        .next_multiple_of(PAGE);
+    let name = format!("vdev{}buffer", entry.number);
+    let mut buffers = claim(map, &name, None, pool_len, PAGE).map_err(refused)?;
+    let mut vrings = Vec::new();
+    for (vring, shape, da) in places {
+        let id = NotifyId(*next_id);
+        // The resource table's check keeps the sum of all vrings within the ids there are.
+        *next_id += 1;
+        table.prepare_u32(vring.notifyid_offset(), u32::from(id.0));
+        vrings.push(VringPlan {
+            shape,
+            da,
+            buffers,
+            id,
+            da_offset: vring.da_offset(),
+        });
+        buffers = DeviceAddress(buffers.0 + u64::from(shape.num) * u64::from(BUFFER_LEN));
+    }
+    let count = vrings.len();
+    let vrings = vrings.try_into().map_err(|_| BootError::Vrings {
+        entry: entry.id(),
+        vrings: count,
+    })?;
+    Ok(VdevPlan {
+        entry: entry.clone(),
+        vrings,
+    })
+}

@@ -1,0 +1,543 @@
+//! The state of a core and everything that changes it.
+//!
+//! ```text
+//!              start                          crash
+//!   Offline ───────────────► Running ──────────────────────► Crashed
+//!      ▲  ▲                    │ │  the firmware died: what it      │
+//!      │  └──── power off ─────┘ │  left in memory is kept as       │
+//!      │   the firmware ended    │  evidence, guests stay attached  │
+//!      │   its own run           │ stop                             │ stop
+//!      └─────────────────────────┴──────────────────────────────────┘
+//! ```
+//!
+//! What belongs here: those transitions, and one turn of driving a running core. What does not:
+//! threads and locks (see [`core`](super::core)), how an image is judged (see
+//! [`boot`](super::boot)).
+//!
+//! The states own what exists in them: there is no table, no vring and no trace buffer without an
+//! incarnation. The guests' sides of the vdevs outlive incarnations, because a guest stays
+//! attached while its core is down.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use log::{error, info, warn};
+use thiserror::Error;
+use vm_memory::GuestMemoryMmap;
+
+use super::boot::{BootError, BootPlan, check_vdevs};
+use super::status::{CoreStatus, VdevStatus};
+use crate::engine::{Crash, Engine, Run, RunEnd};
+use crate::firmware::{Image, ImageError, Snapshot};
+use crate::vdev::{GuestQueue, GuestState, QUEUE_TO_GUEST, RingFault, Vdev};
+
+/// Instructions (or what the engine counts) that the firmware runs before others are looked at.
+const BUDGET: u64 = 100_000;
+/// Rounds of relay and run in one turn; then whoever waits for the core gets a chance.
+const ROUNDS_PER_TURN: u32 = 64;
+/// How many budgets a firmware has to notice that its vdev was reset.
+const BUDGETS_TO_NOTICE_A_RESET: u32 = 16;
+
+/// `VIRTIO_CONFIG_S_ACKNOWLEDGE` of virtio 1.2, section 2.1.
+const STATUS_ACKNOWLEDGE: u8 = 1;
+/// `VIRTIO_CONFIG_S_DRIVER`.
+const STATUS_DRIVER: u8 = 2;
+/// `VIRTIO_CONFIG_S_DRIVER_OK`.
+const STATUS_DRIVER_OK: u8 = 4;
+/// `VIRTIO_CONFIG_S_FAILED`.
+const STATUS_FAILED: u8 = 0x80;
+
+/// A firmware that has been read and judged.
+pub struct Firmware {
+    snapshot: Snapshot,
+    image: Image,
+}
+
+/// Why a firmware cannot be used on a core.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum FirmwareError {
+    /// The image is refused as it is.
+    #[error("firmware {name} is refused")]
+    Image {
+        /// The file's name.
+        name: String,
+        /// What is wrong.
+        source: Box<ImageError>,
+    },
+    /// The image does not go with this core.
+    #[error("firmware {name} cannot be used on this core")]
+    Core {
+        /// The file's name.
+        name: String,
+        /// Why not.
+        source: Box<BootError>,
+    },
+}
+
+/// Why a core is not started or stopped.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// Start, and the core is not offline.
+    #[error("core {core} is {state}; only an offline core can be started")]
+    NotOffline {
+        /// The core's name.
+        core: String,
+        /// Its state.
+        state: &'static str,
+    },
+    /// Stop, and nothing runs.
+    #[error("core {core} is offline already")]
+    Offline {
+        /// The core's name.
+        core: String,
+    },
+    /// The boot failed; the core is offline.
+    #[error("core {core} cannot be booted")]
+    Boot {
+        /// The core's name.
+        core: String,
+        /// Why not.
+        source: Box<BootError>,
+    },
+}
+
+impl Firmware {
+    /// Judges a firmware for an engine and a number of configured vdevs.
+    ///
+    /// # Errors
+    /// [`FirmwareError`]; nothing of the firmware has been used.
+    pub fn new(
+        snapshot: Snapshot,
+        engine: &dyn Engine,
+        configured: usize,
+    ) -> Result<Self, FirmwareError> {
+        let name = snapshot.name().to_owned();
+        let image = Image::parse(snapshot.bytes(), &engine.image_rules()).map_err(|cause| {
+            FirmwareError::Image {
+                name: name.clone(),
+                source: Box::new(cause),
+            }
+        })?;
+        check_vdevs(&image, configured).map_err(|cause| FirmwareError::Core {
+            name,
+            source: Box::new(cause),
+        })?;
+        Ok(Self { snapshot, image })
+    }
+
+    /// What the image says.
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+}
+
+/// One boot of a core, and what it owns.
+struct Incarnation {
+    number: u32,
+    plan: BootPlan,
+}
+
+enum State {
+    Offline,
+    Running(Incarnation),
+    Crashed(Incarnation, Crash),
+}
+
+/// What a turn of driving leaves for later.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Later {
+    /// Nothing until an event comes.
+    Nothing,
+    /// Drive again at that time, unless an event comes before.
+    At(Instant),
+    /// Drive again at once: the firmware is busy.
+    AtOnce,
+}
+
+/// A core: its engine, its firmware, its state, its vdevs.
+pub struct Machine {
+    name: String,
+    engine: Box<dyn Engine>,
+    firmware: Firmware,
+    state: State,
+    vdevs: Vec<Vdev>,
+    incarnations: u32,
+    crashes: u32,
+}
+
+impl Machine {
+    /// An offline core.
+    pub fn new(name: &str, engine: Box<dyn Engine>, firmware: Firmware) -> Self {
+        let count = firmware
+            .image
+            .table
+            .as_ref()
+            .map_or(0, |table| table.table.vdevs().count());
+        let vdevs = (0..count)
+            .map(|index| Vdev::new(vdev_label(name, index)))
+            .collect();
+        Self {
+            name: name.to_owned(),
+            engine,
+            firmware,
+            state: State::Offline,
+            vdevs,
+            incarnations: 0,
+            crashes: 0,
+        }
+    }
+
+    fn state_name(&self) -> &'static str {
+        // Linux's spelling, `drivers/remoteproc/remoteproc_sysfs.c`.
+        match self.state {
+            State::Offline => "offline",
+            State::Running(_) => "running",
+            State::Crashed(..) => "crashed",
+        }
+    }
+
+    /// Boots the core.
+    ///
+    /// # Errors
+    /// [`RequestError::NotOffline`] or [`RequestError::Boot`]; the state is as before.
+    pub fn start(&mut self) -> Result<(), RequestError> {
+        if !matches!(self.state, State::Offline) {
+            return Err(RequestError::NotOffline {
+                core: self.name.clone(),
+                state: self.state_name(),
+            });
+        }
+        let failed = |cause| RequestError::Boot {
+            core: self.name.clone(),
+            source: Box::new(cause),
+        };
+        let Firmware { snapshot, image } = &self.firmware;
+        let plan = BootPlan::new(image, &mut *self.engine, self.vdevs.len()).map_err(failed)?;
+        let number = self.incarnations.wrapping_add(1);
+        plan.carry_out(image, snapshot.bytes(), &mut *self.engine, number)
+            .map_err(failed)?;
+        self.incarnations = number;
+        info!(
+            "{}: incarnation {number} boots firmware {} (sha256 {}) at {} on engine {}",
+            self.name,
+            snapshot.name(),
+            snapshot.short_hash(),
+            plan.boot,
+            self.engine.kind(),
+        );
+        plan.log(&self.name);
+        self.state = State::Running(Incarnation { number, plan });
+        for index in 0..self.vdevs.len() {
+            if self.vdevs[index].guest_is_up() {
+                self.start_vdev(index);
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops the core, whatever it does.
+    ///
+    /// # Errors
+    /// [`RequestError::Offline`] if there is nothing to stop.
+    pub fn stop(&mut self) -> Result<(), RequestError> {
+        if matches!(self.state, State::Offline) {
+            return Err(RequestError::Offline {
+                core: self.name.clone(),
+            });
+        }
+        self.down();
+        self.state = State::Offline;
+        info!("{}: stopped", self.name);
+        Ok(())
+    }
+
+    /// Nothing of the incarnation runs after this, and no vdev has rings on the core's side.
+    fn down(&mut self) {
+        for vdev in &mut self.vdevs {
+            vdev.reset();
+        }
+        self.engine.stop();
+    }
+
+    /// Drives the core: relays, lets the firmware run, relays again, until nothing moves any more
+    /// or others should get a chance. `interrupted` says whether somebody waits for the core.
+    pub fn drive(&mut self, interrupted: impl Fn() -> bool) -> Later {
+        for _ in 0..ROUNDS_PER_TURN {
+            let State::Running(Incarnation { plan, .. }) = &self.state else {
+                return Later::Nothing;
+            };
+            let ram = plan.carveouts.ram();
+            let mut progress = false;
+            for vdev in &mut self.vdevs {
+                let round = vdev.relay_to_core(ram);
+                progress |= round.progress;
+                if let Some(id) = round.kick {
+                    self.engine.kick(id);
+                }
+            }
+            let Run { kicks: _, end } = self.engine.run(BUDGET);
+            // Whether or not it kicked: the rings say what there is, a kick is only a hint.
+            for vdev in &mut self.vdevs {
+                let round = vdev.relay_to_guest(ram);
+                progress |= round.progress;
+                if let Some(id) = round.kick {
+                    self.engine.kick(id);
+                }
+            }
+            match end {
+                RunEnd::Waiting { until } if !progress => {
+                    return until.map_or(Later::Nothing, Later::At);
+                }
+                RunEnd::Waiting { .. } => {}
+                RunEnd::BudgetSpent => {
+                    if interrupted() {
+                        return Later::AtOnce;
+                    }
+                }
+                RunEnd::PoweredOff => {
+                    info!("{}: the firmware ended its run (power off)", self.name);
+                    self.down();
+                    self.state = State::Offline;
+                    return Later::Nothing;
+                }
+                RunEnd::Crashed(crash) => {
+                    self.crashed(crash);
+                    return Later::Nothing;
+                }
+            }
+        }
+        Later::AtOnce
+    }
+
+    fn crashed(&mut self, crash: Crash) {
+        self.crashes += 1;
+        error!(
+            "{}: crash #{} in incarnation {}: type {}: {}",
+            self.name, self.crashes, self.incarnations, crash.kind, crash.detail
+        );
+        self.down();
+        if let State::Running(incarnation) = std::mem::replace(&mut self.state, State::Offline) {
+            self.state = State::Crashed(incarnation, crash);
+        }
+    }
+
+    /// A guest gives a queue of a vdev.
+    ///
+    /// # Errors
+    /// A [`RingFault`] if the queue's ring cannot be used.
+    pub fn attach(
+        &mut self,
+        vdev: usize,
+        index: usize,
+        queue: GuestQueue,
+    ) -> Result<GuestState, RingFault> {
+        let state = self.vdevs[vdev].attach(index, queue)?;
+        match state {
+            GuestState::Incomplete => {}
+            GuestState::Fresh => {
+                self.reset_vdev(vdev);
+                self.start_vdev(vdev);
+            }
+            GuestState::Resumed if self.vdevs[vdev].core_is_up() => {}
+            GuestState::Resumed => self.start_vdev(vdev),
+        }
+        Ok(state)
+    }
+
+    /// A guest takes a queue of a vdev back.
+    pub fn detach(&mut self, vdev: usize, index: usize) -> Option<u16> {
+        self.vdevs[vdev].detach(index)
+    }
+
+    /// The guest of a vdev is gone, and its queues with it.
+    pub fn guest_gone(&mut self, vdev: usize) {
+        for index in 0..crate::vdev::QUEUES {
+            self.vdevs[vdev].detach(index);
+        }
+        self.reset_vdev(vdev);
+    }
+
+    /// The memory of a vdev's guest was laid out anew.
+    pub fn set_memory(&mut self, vdev: usize, memory: Arc<GuestMemoryMmap>) {
+        self.vdevs[vdev].set_memory(memory);
+    }
+
+    /// Reads a vdev's configuration space, from the core if it runs; zeroes past its end.
+    pub fn read_config(&self, vdev: usize, offset: u32, into: &mut [u8]) {
+        into.fill(0);
+        let Some((config, at)) = self.config_span(vdev, offset, into.len()) else {
+            return;
+        };
+        let into = &mut into[..config.len()];
+        match &self.state {
+            State::Running(incarnation) => incarnation.plan.table.read(at, into),
+            State::Offline | State::Crashed(..) => into.copy_from_slice(config),
+        }
+    }
+
+    /// Writes a vdev's configuration space, if the core runs; what lies past its end is ignored.
+    pub fn write_config(&mut self, vdev: usize, offset: u32, bytes: &[u8]) {
+        let Some((config, at)) = self.config_span(vdev, offset, bytes.len()) else {
+            return;
+        };
+        let len = config.len();
+        if let State::Running(incarnation) = &mut self.state {
+            incarnation.plan.table.write(at, &bytes[..len]);
+        }
+    }
+
+    /// The part of a vdev's configuration space that an access touches: its bytes in the image,
+    /// and their offset in the table.
+    fn config_span(&self, vdev: usize, offset: u32, len: usize) -> Option<(&[u8], usize)> {
+        let entry = self
+            .firmware
+            .image
+            .table
+            .as_ref()?
+            .table
+            .vdevs()
+            .nth(vdev)?;
+        let rest = entry.config.get(offset as usize..)?;
+        let part = &rest[..len.min(rest.len())];
+        (!part.is_empty()).then(|| (part, entry.config_offset() + offset as usize))
+    }
+
+    /// Tells the firmware that the driver of a vdev is gone: status 0, and a kick so that it
+    /// looks. Linux writes the same and leaves the firmware to find out by itself.
+    fn reset_vdev(&mut self, index: usize) {
+        let vdev = &mut self.vdevs[index];
+        if !vdev.core_is_up() {
+            return;
+        }
+        vdev.reset();
+        let State::Running(incarnation) = &mut self.state else {
+            return;
+        };
+        let plan = &incarnation.plan.vdevs[index];
+        incarnation
+            .plan
+            .table
+            .write_u8(plan.entry().status_offset(), 0);
+        self.engine.kick(plan.ids()[QUEUE_TO_GUEST]);
+        info!("{}: reset", vdev.label());
+        // Whether or not it looks in time, the rings are made anew at the next start, and a
+        // firmware that knows the rules finds its used index gone.
+        for _ in 0..BUDGETS_TO_NOTICE_A_RESET {
+            match self.engine.run(BUDGET).end {
+                RunEnd::BudgetSpent => {}
+                // A crash or a power off is still there when the core is driven next.
+                RunEnd::Waiting { .. } | RunEnd::PoweredOff | RunEnd::Crashed(_) => return,
+            }
+        }
+        warn!(
+            "{}: the firmware is busy and has not seen the reset yet",
+            vdev.label()
+        );
+    }
+
+    /// Makes the core's rings and tells the firmware that a driver is there, in Linux's order
+    /// (`rproc_virtio.c`): rings, features, addresses, then the status, then a kick of vring 0.
+    fn start_vdev(&mut self, index: usize) {
+        let State::Running(Incarnation { plan, .. }) = &mut self.state else {
+            return;
+        };
+        let vdev = &mut self.vdevs[index];
+        let BootPlan {
+            carveouts,
+            table,
+            vdevs,
+            ..
+        } = plan;
+        let plan = &vdevs[index];
+        let entry = plan.entry();
+        let started = plan
+            .make_rings(carveouts)
+            .and_then(|rings| vdev.start(rings, plan.ids(), carveouts.ram()));
+        if let Err(cause) = started {
+            error!("{}: cannot be started: {cause}", vdev.label());
+            table.write_u8(entry.status_offset(), STATUS_FAILED);
+            return;
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "the table has the low 32 bits"
+        )]
+        let features = vdev.features() as u32 & entry.dfeatures & DEVICE_FEATURES;
+        table.write_u8(entry.status_offset(), STATUS_ACKNOWLEDGE);
+        table.write_u8(entry.status_offset(), STATUS_ACKNOWLEDGE | STATUS_DRIVER);
+        table.write_u32(entry.gfeatures_offset(), features);
+        for (offset, da) in plan.vring_places() {
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "a core's memory ends in 4 GiB"
+            )]
+            table.write_u32(offset, da.0 as u32);
+        }
+        table.write_u8(
+            entry.status_offset(),
+            STATUS_ACKNOWLEDGE | STATUS_DRIVER | STATUS_DRIVER_OK,
+        );
+        self.engine.kick(plan.ids()[QUEUE_TO_GUEST]);
+        info!("{}: driver ok (features {features:#x})", vdev.label());
+    }
+
+    /// The text in the trace buffers, in table order: the bytes up to the first NUL, as Linux
+    /// shows them. Empty when the core is offline.
+    pub fn trace(&self) -> Vec<Vec<u8>> {
+        let (State::Running(incarnation) | State::Crashed(incarnation, _)) = &self.state else {
+            return Vec::new();
+        };
+        let plan = &incarnation.plan;
+        let read = |da, len: u64| {
+            let memory = plan.carveouts.slice(da, len).ok()?;
+            let mut text = vec![0; memory.len()];
+            memory.copy_to(&mut text);
+            text.truncate(
+                text.iter()
+                    .position(|byte| *byte == 0)
+                    .unwrap_or(text.len()),
+            );
+            Some(text)
+        };
+        plan.traces
+            .iter()
+            .map(|trace| read(trace.da, trace.len).unwrap_or_default())
+            .collect()
+    }
+
+    /// The core's figures.
+    pub fn status(&self) -> CoreStatus {
+        CoreStatus {
+            name: self.name.clone(),
+            state: self.state_name().to_owned(),
+            engine: self.engine.kind().to_owned(),
+            firmware: self.firmware.snapshot.name().to_owned(),
+            firmware_sha256: self.firmware.snapshot.short_hash().to_owned(),
+            incarnation: self.incarnations,
+            crashes: self.crashes,
+            last_crash: match &self.state {
+                State::Crashed(incarnation, crash) => Some(format!(
+                    "incarnation {}: {}: {}",
+                    incarnation.number, crash.kind, crash.detail
+                )),
+                State::Offline | State::Running(_) => None,
+            },
+            vdevs: self
+                .vdevs
+                .iter()
+                .map(|vdev| VdevStatus::from(&vdev.snapshot()))
+                .collect(),
+        }
+    }
+}
+
+/// The device's own feature bits, of the 32 in the table (virtio 1.2, section 2.2): the others
+/// belong to ring and transport.
+const DEVICE_FEATURES: u32 = 0x00ff_ffff;
+
+/// What a vdev is called in messages.
+pub fn vdev_label(core: &str, index: usize) -> String {
+    format!("{core}/vdev{index}")
+}

@@ -1,0 +1,28 @@
+//! The lifecycle of remote cores.
+//!
+//! What belongs here: states and what leads from one to another, boot and its reverse, notify ids,
+//! who drives a core. What does not: what an image says ([`firmware`](crate::firmware)), what runs
+//! it ([`engine`](crate::engine)), what happens on a vdev's rings ([`vdev`](crate::vdev)).
+//!
+//! | module | |
+//! |---|---|
+//! | `machine` | the states, and one turn of driving |
+//! | `boot` | from an image to a running core |
+//! | `table` | the resource table of a running core |
+//! | `drive` | the thread that brings the work drives |
+//! | `core` | the core's own thread, and asking a core for something |
+//! | `status` | a core's figures |
+
+mod boot;
+mod core;
+mod drive;
+mod machine;
+mod status;
+mod table;
+
+pub use boot::{BootError, BootPlan, TraceBuffer, VdevPlan, check_vdevs};
+pub use core::{Core, Gone};
+pub use drive::Driven;
+pub use machine::{Firmware, FirmwareError, Later, Machine, RequestError, vdev_label};
+pub use status::{AnnouncedStatus, CoreStatus, DirectionStatus, VdevStatus};
+pub use table::LiveTable;
