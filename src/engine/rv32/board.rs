@@ -8,7 +8,8 @@
 //! `virt` leaves empty: the [`mailbox`] and the [`watchdog`]. All registers are 32 bits wide and
 //! little-endian. Unless a register says otherwise they take aligned 32-bit accesses only (the
 //! UART takes bytes); any other access, and any address that nothing answers to, raises a load or
-//! store access fault.
+//! store access fault. A write-only register reads as zero; a write to a read-only register is
+//! ignored. LR, SC and AMOs reach RAM only.
 //!
 //! | from | bytes | what | interrupt |
 //! |---|---|---|---|
@@ -74,13 +75,15 @@ pub mod plic {
     pub const SIZE: u32 = 0x40_0000;
     /// Priority of source `n` at `PRIORITY + 4 * n`, read-write, 0 (never) to 7.
     pub const PRIORITY: u32 = 0x0;
-    /// Pending bits, read-only, source `n` in bit `n % 32` of word `n / 32`.
+    /// Pending bits, read-only, source `n` in bit `n` (there is one word). A source is pending
+    /// while its line is up and it is not claimed; a line that falls unclaimed is not latched.
     pub const PENDING: u32 = 0x1000;
     /// Enable bits of context 0, read-write, laid out like [`PENDING`].
     pub const ENABLE: u32 = 0x2000;
     /// Priority threshold of context 0, read-write: only higher priorities interrupt.
     pub const THRESHOLD: u32 = 0x20_0000;
-    /// Claim (read: the pending source of highest priority, or 0) and complete (write that source).
+    /// Claim (read: the enabled pending source of highest priority, the lowest of equals, or 0; the
+    /// threshold has no say) and complete (write that source, which must be enabled).
     pub const CLAIM: u32 = 0x20_0004;
     /// Sources 1 to 31 exist.
     pub const SOURCES: u32 = 32;
@@ -101,7 +104,8 @@ pub mod uart {
     pub const THR: u32 = 0;
     /// Interrupt enable; divisor high while DLAB is set.
     pub const IER: u32 = 1;
-    /// Interrupt identification (read), FIFO control (write).
+    /// Interrupt identification (read), FIFO control (write). The one interrupt there is,
+    /// "transmitter empty", comes with each byte sent and goes when this register was read.
     pub const IIR: u32 = 2;
     /// Line control; bit 7 is DLAB.
     pub const LCR: u32 = 3;
@@ -163,14 +167,16 @@ pub mod watchdog {
     /// Bytes in the page.
     pub const SIZE: u32 = 0x1000;
     /// Read-write: milliseconds from one feeding to the bite. 1000 after reset; 0 is taken as 1.
-    /// Takes effect at the next feeding or start.
+    /// Takes effect at the next feeding or arming.
     pub const TIMEOUT_MS: u32 = 0x00;
-    /// Read-write, bit 0: armed. Setting it starts a full period, clearing it stops the count.
+    /// Read-write, bit 0: armed. Setting it starts a full period (but not if it is set already:
+    /// that is what feeding is for), clearing it stops the count.
     pub const CONTROL: u32 = 0x04;
-    /// Write-only: [`FEED_VALUE`] starts a new period; anything else is ignored.
+    /// Write-only: [`FEED_VALUE`] starts a new period if armed; anything else is ignored. A
+    /// feeding after the period has passed is too late.
     pub const FEED: u32 = 0x08;
     /// What to write to [`FEED`].
     pub const FEED_VALUE: u32 = 0x600D_D06E;
-    /// Read-only: milliseconds left, 0 while not armed.
+    /// Read-only: milliseconds left, rounded up, 0 while not armed.
     pub const LEFT_MS: u32 = 0x0C;
 }

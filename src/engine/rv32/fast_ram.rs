@@ -1,0 +1,222 @@
+//! The RAM as the interpreter touches it: one comparison, then one host instruction.
+//!
+//! What belongs here: turning a bus address into an access of the shared mapping; this is the one
+//! file of the engine with unsafe code. What does not: registers of devices, traps, and anything
+//! that looks at what was read.
+//!
+//! The same bytes are read and written by the relay (on the same thread) and one day perhaps by
+//! another process, so no plain reference to them is ever made. Aligned accesses are relaxed
+//! atomics of their own size, misaligned ones go byte by byte, and what the A extension does is
+//! done by the host's atomics on the same word.
+#![expect(
+    unsafe_code,
+    reason = "a checked slice for each load and store of the firmware costs more than the load"
+)]
+
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering};
+
+use super::board;
+use super::op::Kind;
+use crate::memory::Ram;
+
+/// A view of the RAM for the length of a turn. Addresses are bus addresses; every access answers
+/// `None` where not all of its bytes are RAM.
+#[derive(Clone, Copy)]
+pub(super) struct FastRam<'a> {
+    start: *mut u8,
+    /// At most 2 GiB: RAM begins at 0x8000_0000 and ends at 4 GiB or below.
+    len: u32,
+    ram: PhantomData<&'a Ram>,
+}
+
+impl<'a> FastRam<'a> {
+    /// A view of `ram`, whose base must be the board's; with another base it is a view of nothing.
+    pub(super) fn new(ram: &'a Ram) -> Self {
+        let fits = ram.base().0 == u64::from(board::ram::BASE);
+        Self {
+            start: ram.as_ptr(),
+            len: u32::try_from(ram.len()).ok().filter(|_| fits).unwrap_or(0),
+            ram: PhantomData,
+        }
+    }
+
+    /// Are all of `count` (1 to 4) bytes from `address` RAM?
+    pub(super) fn contains(self, address: u32, count: u32) -> bool {
+        let offset = address.wrapping_sub(board::ram::BASE);
+        u64::from(offset) + u64::from(count) <= u64::from(self.len)
+    }
+
+    #[inline(always)]
+    fn byte(self, address: u32) -> Option<&'a AtomicU8> {
+        let offset = address.wrapping_sub(board::ram::BASE);
+        if offset >= self.len {
+            return None;
+        }
+        // SAFETY: `add` wants the result inside the one mapping that `start` points to: `offset`
+        // is below `len`, the mapping's size, which is at most 2 GiB and so fits in `isize`.
+        let at = unsafe { self.start.add(offset as usize) };
+        // SAFETY: `from_ptr` wants alignment (a byte has none), memory valid for reads and writes
+        // during `'a` (the `Ram` is borrowed for `'a`, is mapped so and sealed against shrinking),
+        // and no conflicting non-atomic access at the same time (nothing else in this process
+        // runs while the engine does: one thread drives a core at a time).
+        Some(unsafe { AtomicU8::from_ptr(at) })
+    }
+
+    /// The aligned half-word at `address`.
+    #[inline(always)]
+    fn half(self, address: u32) -> Option<&'a AtomicU16> {
+        let offset = address.wrapping_sub(board::ram::BASE);
+        // Alignment and bound in one comparison: the rotation moves an odd address's low bit to
+        // the top, which makes it larger than any length.
+        if offset.rotate_right(1) >= self.len >> 1 {
+            return None;
+        }
+        // SAFETY: `add` wants the result inside the one mapping that `start` points to: `offset`
+        // is even and below the even `len`, the mapping's size, which fits in `isize`.
+        let at = unsafe { self.start.add(offset as usize) };
+        // SAFETY: `from_ptr` wants alignment (`start` is a page's, `offset` is even), memory valid
+        // for reads and writes during `'a` (`offset + 2 <= len`; the `Ram` is borrowed for `'a`
+        // and sealed against shrinking), and no conflicting non-atomic access at the same time
+        // (one thread drives a core at a time).
+        Some(unsafe { AtomicU16::from_ptr(at.cast()) })
+    }
+
+    /// The aligned word at `address`.
+    #[inline(always)]
+    fn word(self, address: u32) -> Option<&'a AtomicU32> {
+        let offset = address.wrapping_sub(board::ram::BASE);
+        // As in `half`, with the two low bits.
+        if offset.rotate_right(2) >= self.len >> 2 {
+            return None;
+        }
+        // SAFETY: `add` wants the result inside the one mapping that `start` points to: `offset`
+        // is a multiple of 4 below `len`, the mapping's size, which fits in `isize`.
+        let at = unsafe { self.start.add(offset as usize) };
+        // SAFETY: `from_ptr` wants alignment (`start` is a page's, `offset` a multiple of 4),
+        // memory valid for reads and writes during `'a` (`offset + 4 <= len`, `len` being a
+        // multiple of 4096; the `Ram` is borrowed for `'a` and sealed against shrinking), and no
+        // conflicting non-atomic access at the same time (one thread drives a core at a time).
+        Some(unsafe { AtomicU32::from_ptr(at.cast()) })
+    }
+
+    #[inline(always)]
+    pub(super) fn load_byte(self, address: u32) -> Option<u8> {
+        Some(self.byte(address)?.load(Ordering::Relaxed))
+    }
+
+    #[inline(always)]
+    pub(super) fn load_half(self, address: u32) -> Option<u16> {
+        match self.half(address) {
+            Some(half) => Some(u16::from_le(half.load(Ordering::Relaxed))),
+            None => self.load_misaligned(address, 2).map(|value| value as u16),
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn load_word(self, address: u32) -> Option<u32> {
+        match self.word(address) {
+            Some(word) => Some(u32::from_le(word.load(Ordering::Relaxed))),
+            None => self.load_misaligned(address, 4),
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn store_byte(self, address: u32, value: u8) -> Option<()> {
+        self.byte(address)?.store(value, Ordering::Relaxed);
+        Some(())
+    }
+
+    #[inline(always)]
+    pub(super) fn store_half(self, address: u32, value: u16) -> Option<()> {
+        match self.half(address) {
+            Some(half) => half.store(value.to_le(), Ordering::Relaxed),
+            None => self.store_misaligned(address, u32::from(value), 2)?,
+        }
+        Some(())
+    }
+
+    #[inline(always)]
+    pub(super) fn store_word(self, address: u32, value: u32) -> Option<()> {
+        match self.word(address) {
+            Some(word) => word.store(value.to_le(), Ordering::Relaxed),
+            None => self.store_misaligned(address, value, 4)?,
+        }
+        Some(())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn load_misaligned(self, address: u32, count: u32) -> Option<u32> {
+        if !self.contains(address, count) {
+            return None;
+        }
+        (0..count).try_fold(0, |value, i| {
+            let byte = self.load_byte(address.wrapping_add(i))?;
+            Some(value | u32::from(byte) << (8 * i))
+        })
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn store_misaligned(self, address: u32, value: u32, count: u32) -> Option<()> {
+        // All or nothing: the check comes before the first byte.
+        if !self.contains(address, count) {
+            return None;
+        }
+        (0..count)
+            .try_for_each(|i| self.store_byte(address.wrapping_add(i), (value >> (8 * i)) as u8))
+    }
+
+    /// An atomic memory operation on the aligned word at `address`; gives the old value. `None`
+    /// also where `kind` is no such operation.
+    ///
+    /// Always sequentially consistent, which is as strong as `aq` and `rl` together.
+    #[inline(never)]
+    pub(super) fn amo(self, kind: Kind, address: u32, operand: u32) -> Option<u32> {
+        let word = self.word(address)?;
+        let order = Ordering::SeqCst;
+        // Words of the RAM are little-endian whatever the host is.
+        let change = |f: &dyn Fn(u32) -> u32| {
+            let update = |old| f(u32::from_le(old)).to_le();
+            let mut old = word.load(Ordering::Relaxed);
+            loop {
+                match word.compare_exchange_weak(old, update(old), order, Ordering::Relaxed) {
+                    Ok(was) => return was,
+                    Err(now) => old = now,
+                }
+            }
+        };
+        let raw = operand.to_le();
+        let old = match kind {
+            Kind::AmoSwap => word.swap(raw, order),
+            Kind::AmoXor => word.fetch_xor(raw, order),
+            Kind::AmoAnd => word.fetch_and(raw, order),
+            Kind::AmoOr => word.fetch_or(raw, order),
+            Kind::AmoAdd => change(&|old| old.wrapping_add(operand)),
+            Kind::AmoMin => change(&|old| old.cast_signed().min(operand.cast_signed()) as u32),
+            Kind::AmoMax => change(&|old| old.cast_signed().max(operand.cast_signed()) as u32),
+            Kind::AmoMinu => change(&|old| old.min(operand)),
+            Kind::AmoMaxu => change(&|old| old.max(operand)),
+            _ => return None,
+        };
+        Some(u32::from_le(old))
+    }
+
+    /// What LR reads: the aligned word at `address`.
+    pub(super) fn load_reserved(self, address: u32) -> Option<u32> {
+        Some(u32::from_le(self.word(address)?.load(Ordering::SeqCst)))
+    }
+
+    /// What SC does once there is a reservation: stores `value` if the word still is `expected`.
+    /// Says whether it did.
+    pub(super) fn store_conditional(self, address: u32, expected: u32, value: u32) -> Option<bool> {
+        let done = self.word(address)?.compare_exchange(
+            expected.to_le(),
+            value.to_le(),
+            Ordering::SeqCst,
+            Ordering::SeqCst,
+        );
+        Some(done.is_ok())
+    }
+}

@@ -1,0 +1,140 @@
+//! One pre-decoded instruction.
+//!
+//! What belongs here: the 16 bytes that the interpreter executes, and what each field means for
+//! each kind. What does not: how raw instructions become ops (`decode`) and what an op does
+//! (`execute`, and the slow half of the interpreter in the parent).
+
+/// Where a write to `x0` goes: a register slot that nothing reads.
+pub(super) const SINK: u8 = 32;
+
+/// What an op does. The first group always leaves the fast path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(super) enum Kind {
+    /// Not an instruction: the head of a block. `pc` is the block's, `link` the next head with
+    /// the same hash.
+    Head,
+    /// Not an instruction: the block was cut off here; go on at `pc`. `rd` is the instructions
+    /// before it, `link` the op to go on with.
+    Fall,
+    /// Not an instruction: there is none to fetch. `imm` is the address that does not answer.
+    FetchFault,
+    /// No instruction this machine has; `imm` is the encoding.
+    Illegal,
+    /// Everything of the SYSTEM opcode; `imm` is the encoding.
+    System,
+    FenceI,
+    Lr,
+    Sc,
+
+    Fence,
+    /// `rd = imm`: LUI and, its `pc` being known, AUIPC.
+    Lui,
+    Addi,
+    Slti,
+    Sltiu,
+    Xori,
+    Ori,
+    Andi,
+    Slli,
+    Srli,
+    Srai,
+    Add,
+    Sub,
+    Sll,
+    Slt,
+    Sltu,
+    Xor,
+    Srl,
+    Sra,
+    Or,
+    And,
+    Mul,
+    Mulh,
+    Mulhsu,
+    Mulhu,
+    Div,
+    Divu,
+    Rem,
+    Remu,
+    Lb,
+    Lh,
+    Lw,
+    Lbu,
+    Lhu,
+    Sb,
+    Sh,
+    Sw,
+    /// Branches: `imm` is the target, `rd` the instructions of the block up to and including
+    /// this one, `link` the op at the target.
+    Beq,
+    Bne,
+    Blt,
+    Bge,
+    Bltu,
+    Bgeu,
+    /// `imm` is the target, `rs1` the instructions of the block up to and including this one,
+    /// `rs2` the instruction's length, `link` the op at the target.
+    Jal,
+    /// `imm` is the offset, `rs2` the instructions of the block up to and including this one,
+    /// `link` the return address.
+    Jalr,
+    AmoSwap,
+    AmoAdd,
+    AmoXor,
+    AmoAnd,
+    AmoOr,
+    AmoMin,
+    AmoMax,
+    AmoMinu,
+    AmoMaxu,
+}
+
+impl Kind {
+    /// Is the op the last of its block? Nothing after it would be reached from it.
+    pub(super) fn ends_block(self) -> bool {
+        matches!(
+            self,
+            Self::Fall
+                | Self::FetchFault
+                | Self::Illegal
+                | Self::System
+                | Self::FenceI
+                | Self::Jal
+                | Self::Jalr
+        )
+    }
+}
+
+/// One op. Register numbers are 0 to 31, or [`SINK`] for `rd`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Op {
+    pub(super) kind: Kind,
+    pub(super) rd: u8,
+    pub(super) rs1: u8,
+    pub(super) rs2: u8,
+    /// The immediate, sign-extended, or what [`Kind`] says.
+    pub(super) imm: u32,
+    /// The instruction's address. In a block the next op's `pc` is the address after it.
+    pub(super) pc: u32,
+    /// What [`Kind`] says. As an op's index, 0 is "not known yet".
+    pub(super) link: u32,
+}
+
+// Four ops to a cache line; the interpreter's speed hangs on it.
+const _: () = assert!(size_of::<Op>() == 16);
+
+impl Op {
+    /// An op of this kind with all other fields zero, writing nothing.
+    pub(super) fn new(kind: Kind, pc: u32, imm: u32) -> Self {
+        Self {
+            kind,
+            rd: SINK,
+            rs1: 0,
+            rs2: 0,
+            imm,
+            pc,
+            link: 0,
+        }
+    }
+}
