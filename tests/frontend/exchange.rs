@@ -125,7 +125,7 @@ impl Exchange {
         let sequence = self.received;
         assert!(
             sequence < self.sent,
-            "an answer came that nobody asked for: {message:?}"
+            "an answer came that nobody asked for, or one is doubled: {message:?}"
         );
         assert_eq!(
             (message.source, message.destination),
