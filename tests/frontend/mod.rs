@@ -13,9 +13,12 @@
 pub mod driver;
 pub mod echo_device;
 pub mod exchange;
+pub mod process;
 pub mod ram;
 pub mod rpmsg;
 pub mod vmm;
 
 #[cfg(test)]
 mod harness;
+#[cfg(test)]
+mod rprocd;

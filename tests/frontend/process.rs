@@ -1,0 +1,205 @@
+//! A real rprocd in a process of its own, with real firmware.
+//!
+//! What belongs here: building the firmware, writing a configuration, starting and ending the
+//! daemon. What does not: anything said over its sockets.
+
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// How long a start or an end may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The firmware images that guest-fw makes.
+const IMAGES: [&str; 4] = ["echo", "tty", "client-sample", "chaos"];
+
+/// A folder with `NAME.elf` for each image, built once in this process.
+pub fn firmware_dir() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(build_firmware)
+}
+
+fn build_firmware() -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest-fw");
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest-fw");
+    let machine = "riscv32imac-unknown-none-elf";
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    // In its own folder, because its settings lie there; without this build's flags, because they
+    // would replace its linker arguments.
+    let output = Command::new(cargo)
+        .current_dir(&source)
+        .args(["build", "--release", "--target", machine, "--target-dir"])
+        .arg(&target)
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .output()
+        .expect("cargo for the firmware");
+    assert!(
+        output.status.success(),
+        "the firmware in {} cannot be built:\n{}",
+        source.display(),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("firmware");
+    std::fs::create_dir_all(&folder).expect("a folder for the firmware");
+    for image in IMAGES {
+        let built = target.join(machine).join("release").join(image);
+        // Another test process may be reading the old one.
+        let fresh = folder.join(format!(".{image}.{}", std::process::id()));
+        std::fs::copy(&built, &fresh)
+            .unwrap_or_else(|error| panic!("no firmware at {}: {error}", built.display()));
+        std::fs::rename(&fresh, folder.join(format!("{image}.elf"))).expect("a firmware image");
+    }
+    folder
+}
+
+/// One core of a configuration.
+pub struct Core<'a> {
+    /// Its name; the socket is called after it.
+    pub name: &'a str,
+    /// The image, without `.elf`.
+    pub image: &'a str,
+    /// Is the name service offered?
+    pub announce: bool,
+}
+
+impl Default for Core<'_> {
+    fn default() -> Self {
+        Self {
+            name: "echo",
+            image: "echo",
+            announce: true,
+        }
+    }
+}
+
+/// A running rprocd.
+pub struct Daemon {
+    child: Child,
+    folder: TempDir,
+    log: Arc<Mutex<String>>,
+}
+
+impl Daemon {
+    /// Starts rprocd with these cores, and waits until it says that it is ready.
+    pub fn start(cores: &[Core<'_>]) -> Self {
+        let folder = tempfile::tempdir().expect("a folder for the daemon");
+        let mut config = format!("firmware-directory = {:?}\n", firmware_dir());
+        for core in cores {
+            let socket = socket(&folder, core.name);
+            write!(
+                config,
+                "\n[[core]]\nname = {:?}\nengine = \"rv32\"\nmemory-mib = 4\nfirmware = {:?}\n\
+                 [[core.vdev]]\nsocket = {socket:?}\nannounce = {}\n",
+                core.name,
+                format!("{}.elf", core.image),
+                core.announce,
+            )
+            .expect("text");
+        }
+        let path = folder.path().join("rprocd.toml");
+        std::fs::write(&path, config).expect("a configuration");
+
+        let mut child = Command::new(env!("CARGO_BIN_EXE_rprocd"))
+            .arg("--config")
+            .arg(&path)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("rprocd");
+        let stderr = child.stderr.take().expect("a pipe");
+        let log = Arc::new(Mutex::new(String::new()));
+        let (tell, ready) = channel();
+        let kept = Arc::clone(&log);
+        thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                let is_ready = line.contains("ready");
+                let mut log = kept.lock().expect("the daemon's log");
+                log.push_str(&line);
+                log.push('\n');
+                if is_ready {
+                    // Nobody listens after the first time.
+                    let _ = tell.send(());
+                }
+            }
+        });
+        let mut daemon = Self { child, folder, log };
+        daemon.wait_until_ready(&ready);
+        daemon
+    }
+
+    fn wait_until_ready(&mut self, ready: &Receiver<()>) {
+        match ready.recv_timeout(PATIENCE) {
+            Ok(()) => {}
+            Err(RecvTimeoutError::Timeout) => {
+                panic!(
+                    "rprocd was not ready within {PATIENCE:?}; it said:\n{}",
+                    self.log()
+                );
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                panic!("rprocd ended before it was ready; it said:\n{}", self.log());
+            }
+        }
+    }
+
+    /// The socket of a core.
+    pub fn socket(&self, core: &str) -> PathBuf {
+        socket(&self.folder, core)
+    }
+
+    /// All that it has logged.
+    pub fn log(&self) -> String {
+        self.log.lock().expect("the daemon's log").clone()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Is it still there?
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("a child").is_none()
+    }
+
+    /// Sends SIGTERM.
+    pub fn ask_to_end(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).expect("a signal");
+    }
+
+    /// Waits for the end; what it ended with, or nothing if it does not end.
+    pub fn wait_for_end(&mut self) -> Option<ExitStatus> {
+        let end = Instant::now() + PATIENCE;
+        // There is no event to wait for that the standard library would offer.
+        while Instant::now() < end {
+            if let Some(status) = self.child.try_wait().expect("a child") {
+                return Some(status);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        None
+    }
+}
+
+fn socket(folder: &TempDir, core: &str) -> PathBuf {
+    folder.path().join(format!("{core}.sock"))
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("rprocd said:\n{}", self.log());
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
