@@ -325,7 +325,8 @@ impl DriverQueue {
     pub fn disable_callbacks(&mut self) {
         self.callbacks = false;
         if self.event_idx {
-            self.write_used_event(self.used_index.wrapping_sub(1));
+            // As far from where the device is as can be.
+            self.write_used_event(self.used_index.wrapping_add(0x8000));
         } else {
             self.write_avail_flags(AVAIL_NO_INTERRUPT);
         }

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::rpmsg::{Message, PAYLOAD, RpmsgDriver, SendError};
+use super::rpmsg::{BUFFER, HEADER, Header, PAYLOAD, RpmsgDriver, SendError};
 
 /// How long nothing at all may happen.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -112,23 +112,26 @@ impl Exchange {
     /// Receives what is there, without waiting; how many.
     pub fn receive(&mut self, driver: &mut RpmsgDriver) -> u64 {
         let before = self.received;
+        let mut bytes = [0; BUFFER];
         while self.received < self.count {
-            let Some(message) = driver.recv() else { break };
-            self.check(&message);
+            let Some(header) = driver.recv_into(&mut bytes) else {
+                break;
+            };
+            self.check(header, &bytes[HEADER..HEADER + header.length]);
             self.received += 1;
-            self.bytes += message.payload.len() as u64;
+            self.bytes += header.length as u64;
         }
         self.received - before
     }
 
-    fn check(&self, message: &Message) {
+    fn check(&self, header: Header, payload: &[u8]) {
         let sequence = self.received;
         assert!(
             sequence < self.sent,
-            "an answer came that nobody asked for, or one is doubled: {message:?}"
+            "an answer came that nobody asked for, or one is doubled: {header:?}"
         );
         assert_eq!(
-            (message.source, message.destination),
+            (header.source, header.destination),
             (self.remote, self.local),
             "answer {sequence} has the wrong addresses"
         );
@@ -136,18 +139,24 @@ impl Exchange {
         let expected = &mut expected[..self.sizes.of(sequence)];
         fill(sequence, expected);
         assert_eq!(
-            message.payload.len(),
+            payload.len(),
             expected.len(),
             "answer {sequence} has the wrong length: lost, doubled or out of order"
         );
-        if let Some(at) = (0..expected.len()).find(|at| message.payload[*at] != expected[*at]) {
-            panic!(
-                "answer {sequence} of {} bytes differs at byte {at}: {:#x} instead of {:#x}",
-                expected.len(),
-                message.payload[at],
-                expected[at]
-            );
+        if payload == expected {
+            return;
         }
+        let different = expected
+            .iter()
+            .zip(payload)
+            .position(|(right, it)| right != it);
+        let at = different.unwrap_or_default();
+        panic!(
+            "answer {sequence} of {} bytes differs at byte {at}: {:#x} instead of {:#x}",
+            expected.len(),
+            payload[at],
+            expected[at]
+        );
     }
 
     /// Goes on until so many answers have come.
@@ -183,14 +192,17 @@ pub fn exchange(
     sizes: Sizes,
     in_flight: u64,
 ) -> Report {
+    driver.take_calls();
     let (kicks, calls, start) = (driver.kicks(), driver.calls(), Instant::now());
     let mut exchange = Exchange::new(remote, count, sizes, in_flight);
     exchange.finish(driver);
+    let elapsed = start.elapsed();
+    driver.take_calls();
     Report {
         messages: exchange.received,
         bytes: exchange.bytes,
         kicks: driver.kicks() - kicks,
         calls: driver.calls() - calls,
-        elapsed: start.elapsed(),
+        elapsed,
     }
 }

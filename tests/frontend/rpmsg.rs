@@ -34,6 +34,43 @@ pub struct Message {
     pub payload: Vec<u8>,
 }
 
+/// A message's header.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Header {
+    /// Who sent it.
+    pub source: u32,
+    /// Whom it is for.
+    pub destination: u32,
+    /// Bytes of payload.
+    pub length: usize,
+}
+
+impl Header {
+    fn message(self, bytes: &[u8]) -> Message {
+        let Self {
+            source,
+            destination,
+            length,
+        } = self;
+        Message {
+            source,
+            destination,
+            payload: bytes[HEADER..HEADER + length].to_vec(),
+        }
+    }
+}
+
+/// How the driver passes the time until something comes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Waiting {
+    /// It sleeps on the calls, as a guest does.
+    Sleeping,
+    /// It looks at the rings, and wants no calls.
+    Polling,
+    /// It looks at the rings for so long, and then sleeps.
+    Lingering(Duration),
+}
+
 /// A service that the device announced.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Channel {
@@ -77,6 +114,7 @@ pub struct RpmsgDriver {
     starved: bool,
     /// Receive buffers were given back since the last kick.
     unkicked: bool,
+    waiting: Waiting,
     name_service: bool,
     channels: Vec<Channel>,
     announcements: Vec<Announcement>,
@@ -120,6 +158,7 @@ impl RpmsgDriver {
             tx_untouched: 0..half,
             starved: false,
             unkicked: false,
+            waiting: Waiting::Sleeping,
             name_service: vmm.guest_features() & F_NAME_SERVICE != 0,
             channels: Vec::new(),
             announcements: Vec::new(),
@@ -196,26 +235,32 @@ impl RpmsgDriver {
 
     /// The next message that is not the name service's, without waiting.
     pub fn recv(&mut self) -> Option<Message> {
+        let mut bytes = [0; BUFFER];
+        let header = self.recv_into(&mut bytes)?;
+        Some(header.message(&bytes))
+    }
+
+    /// The same, without an allocation: the payload is in `bytes` from [`HEADER`] on.
+    pub fn recv_into(&mut self, bytes: &mut [u8; BUFFER]) -> Option<Header> {
         loop {
             let Some(used) = self.rx.pop_used() else {
                 self.kick_rx();
                 return None;
             };
             let buffer = self.rx_buffers[usize::from(used.head)];
-            let mut bytes = [0; BUFFER];
             let length = used.length as usize;
             assert!(
                 (HEADER..=BUFFER).contains(&length),
                 "the device says that it wrote {length} bytes to a buffer of {BUFFER}"
             );
             self.ram.read(buffer, &mut bytes[..length]);
-            let message = decode(&bytes[..length]);
+            let header = decode(&bytes[..length]);
             self.post(buffer);
-            if message.destination != NAME_SERVICE {
-                return Some(message);
+            if header.destination != NAME_SERVICE {
+                return Some(header);
             }
             if self.name_service {
-                self.learn(&message);
+                self.learn(&bytes[HEADER..length]);
             } else {
                 self.stray_announcements += 1;
             }
@@ -229,8 +274,7 @@ impl RpmsgDriver {
         }
     }
 
-    fn learn(&mut self, message: &Message) {
-        let payload = &message.payload;
+    fn learn(&mut self, payload: &[u8]) {
         assert_eq!(
             payload.len(),
             ANNOUNCEMENT,
@@ -269,11 +313,47 @@ impl RpmsgDriver {
         self.announcements.push(announcement);
     }
 
+    /// Changes how [`RpmsgDriver::wait`] waits.
+    pub fn set_waiting(&mut self, waiting: Waiting) {
+        self.waiting = waiting;
+        self.tx.disable_callbacks();
+        if waiting == Waiting::Sleeping {
+            self.rx.enable_callbacks();
+        } else {
+            self.rx.disable_callbacks();
+        }
+    }
+
     /// Waits until there may be something to receive, or a transmit buffer after a send found
     /// none. False if nothing came in time.
     pub fn wait(&mut self, timeout: Duration) -> bool {
-        let end = Instant::now() + timeout;
         self.kick_rx();
+        let end = Instant::now() + timeout;
+        let came = match self.waiting {
+            Waiting::Sleeping => false,
+            Waiting::Polling => return self.look_until(end),
+            Waiting::Lingering(limit) => self.look_until(end.min(Instant::now() + limit)),
+        };
+        came || self.sleep_until(end)
+    }
+
+    fn look_until(&self, end: Instant) -> bool {
+        loop {
+            // Time and the scheduler are asked rarely: each costs more than many looks.
+            for _ in 0..256 {
+                if self.rx.has_used() || (self.starved && self.tx.has_used()) {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            if Instant::now() >= end {
+                return false;
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    fn sleep_until(&mut self, end: Instant) -> bool {
         let mut events = [EpollEvent::default(); 2];
         loop {
             let idle = self.rx.enable_callbacks();
@@ -292,8 +372,10 @@ impl RpmsgDriver {
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => panic!("waiting for a call failed: {error}"),
             }
-            self.rx.take_calls();
-            self.tx.take_calls();
+            self.take_calls();
+            if matches!(self.waiting, Waiting::Lingering(_)) {
+                self.rx.disable_callbacks();
+            }
         }
     }
 
@@ -372,13 +454,19 @@ impl RpmsgDriver {
         self.rx.kicks() + self.tx.kicks()
     }
 
+    /// Takes the calls that have come, so that they are counted.
+    pub fn take_calls(&mut self) {
+        self.rx.take_calls();
+        self.tx.take_calls();
+    }
+
     /// Calls taken on both queues.
     pub fn calls(&self) -> u64 {
         self.rx.calls() + self.tx.calls()
     }
 }
 
-fn decode(bytes: &[u8]) -> Message {
+fn decode(bytes: &[u8]) -> Header {
     let word =
         |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     let length = usize::from(u16::from_le_bytes([bytes[12], bytes[13]]));
@@ -389,9 +477,9 @@ fn decode(bytes: &[u8]) -> Message {
     );
     assert_eq!(word(8), 0, "the reserved word must be 0");
     assert_eq!([bytes[14], bytes[15]], [0, 0], "the flags must be 0");
-    Message {
+    Header {
         source: word(0),
         destination: word(4),
-        payload: bytes[HEADER..].to_vec(),
+        length,
     }
 }
