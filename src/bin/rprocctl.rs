@@ -1,3 +1,273 @@
-//! `rprocctl`.
+//! `rprocctl`: the operator's tool. It knows only the control socket.
 
-fn main() {}
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use rprocd::rproc::CoreStatus;
+
+/// How long the daemon may take for an answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Shows what rprocd's cores do.
+///
+/// Exit status: 0 done, 1 failed, 2 wrong usage, 3 no such core, 5 rprocd cannot be reached.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Arguments {
+    /// rprocd's control socket ([control] socket in its configuration)
+    #[arg(
+        short,
+        long,
+        value_name = "PATH",
+        default_value = "/run/rprocd/control",
+        global = true
+    )]
+    socket: PathBuf,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// All cores: state, firmware, guests, messages
+    Status {
+        /// One JSON document instead of the table
+        #[arg(short, long)]
+        json: bool,
+    },
+    /// The text in a core's trace buffers
+    Trace {
+        /// The core's name
+        core: String,
+    },
+}
+
+/// Why there is no result: a sentence and an exit status.
+struct Failure(u8, String);
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match &arguments.verb {
+        Verb::Status { json } => status(&arguments.socket, *json),
+        Verb::Trace { core } => trace(&arguments.socket, core),
+    };
+    // A pipe that was closed (`rprocctl trace x | head`) is no failure of ours.
+    let result = result.and_then(|text| match io::stdout().write_all(text.as_bytes()) {
+        Err(cause) if cause.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure(1, format!("cannot write the result: {cause}")))
+        }
+        _ => Ok(()),
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure(status, text)) => {
+            eprintln!("rprocctl: {text}");
+            ExitCode::from(status)
+        }
+    }
+}
+
+fn status(socket: &Path, as_json: bool) -> Result<String, Failure> {
+    #[derive(Deserialize)]
+    struct Answer {
+        cores: Vec<CoreStatus>,
+    }
+    let answer = call(socket, "io.rprocd.List", &json!({}))?;
+    if as_json {
+        return Ok(format!("{answer:#}\n"));
+    }
+    let Answer { cores } = serde_json::from_value(answer)
+        .map_err(|cause| Failure(1, format!("the answer is not understood: {cause}")))?;
+    Ok(table(&cores))
+}
+
+fn table(cores: &[CoreStatus]) -> String {
+    let mut rows = vec![
+        [
+            "CORE",
+            "STATE",
+            "BOOT",
+            "FIRMWARE",
+            "VDEV",
+            "GUEST",
+            "TO GUEST",
+            "TO CORE",
+            "ANNOUNCED",
+        ]
+        .map(str::to_owned),
+    ];
+    let mut notes = Vec::new();
+    for core in cores {
+        let mut lead = [
+            core.name.clone(),
+            core.state.clone(),
+            core.incarnation.to_string(),
+            core.firmware.clone(),
+        ];
+        if core.vdevs.is_empty() {
+            let [a, b, c, d] = lead.clone();
+            rows.push([
+                a,
+                b,
+                c,
+                d,
+                "-".into(),
+                "-".into(),
+                "-".into(),
+                "-".into(),
+                "-".into(),
+            ]);
+        }
+        for (index, vdev) in core.vdevs.iter().enumerate() {
+            let guest = match (vdev.guest_attached, vdev.driver_ok) {
+                (false, _) => "none",
+                (true, false) => "waiting",
+                (true, true) => "attached",
+            };
+            let announced: Vec<_> = vdev
+                .announced
+                .iter()
+                .map(|endpoint| format!("{}:{}", endpoint.name, endpoint.address))
+                .collect();
+            let [a, b, c, d] = std::mem::take(&mut lead);
+            rows.push([
+                a,
+                b,
+                c,
+                d,
+                index.to_string(),
+                guest.to_owned(),
+                vdev.to_guest.messages.to_string(),
+                vdev.to_core.messages.to_string(),
+                if announced.is_empty() {
+                    "-".to_owned()
+                } else {
+                    announced.join(" ")
+                },
+            ]);
+        }
+        if let Some(crash) = &core.last_crash {
+            notes.push(format!("{}: {crash}", core.name));
+        }
+    }
+    let mut text = columns(&rows);
+    for note in notes {
+        text.push_str(&note);
+        text.push('\n');
+    }
+    text
+}
+
+fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+    let mut widths = [0; N];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.len());
+        }
+    }
+    let mut text = String::new();
+    for row in rows {
+        let line: String = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:width$}  "))
+            .collect();
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn trace(socket: &Path, core: &str) -> Result<String, Failure> {
+    #[derive(Deserialize)]
+    struct Answer {
+        buffers: Vec<String>,
+    }
+    let answer = call(socket, "io.rprocd.Trace", &json!({ "core": core }))?;
+    let Answer { buffers } = serde_json::from_value(answer)
+        .map_err(|cause| Failure(1, format!("the answer is not understood: {cause}")))?;
+    let mut text: String = buffers.iter().map(|buffer| printable(buffer)).collect();
+    if !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+/// A firmware's text without what could act on a terminal.
+fn printable(text: &str) -> String {
+    text.chars()
+        .filter(|c| *c != '\r')
+        .flat_map(|c| {
+            let plain = !c.is_control() || c == '\n' || c == '\t';
+            let escaped = (!plain).then(|| c.escape_default());
+            plain
+                .then_some(c)
+                .into_iter()
+                .chain(escaped.into_iter().flatten())
+        })
+        .collect()
+}
+
+/// One call, one answer.
+fn call(socket: &Path, method: &str, parameters: &Value) -> Result<Value, Failure> {
+    let unreachable = |cause: io::Error| {
+        Failure(
+            5,
+            format!(
+                "rprocd cannot be reached at {}: {cause}; is it running, and is this the socket \
+                 of its configuration?",
+                socket.display()
+            ),
+        )
+    };
+    let mut stream = UnixStream::connect(socket).map_err(unreachable)?;
+    stream
+        .set_read_timeout(Some(TIMEOUT))
+        .map_err(unreachable)?;
+    stream
+        .set_write_timeout(Some(TIMEOUT))
+        .map_err(unreachable)?;
+    let mut message = json!({ "method": method, "parameters": parameters }).to_string();
+    message.push('\0');
+    stream.write_all(message.as_bytes()).map_err(unreachable)?;
+    let mut bytes = Vec::new();
+    let mut buffer = [0; 4096];
+    while bytes.last() != Some(&0) {
+        match stream.read(&mut buffer).map_err(unreachable)? {
+            0 => {
+                return Err(Failure(
+                    1,
+                    "rprocd hung up without an answer; see its log".into(),
+                ));
+            }
+            len => bytes.extend_from_slice(&buffer[..len]),
+        }
+    }
+    bytes.pop();
+    let mut answer: Value = serde_json::from_slice(&bytes)
+        .map_err(|cause| Failure(1, format!("the answer is not understood: {cause}")))?;
+    if let Some(error) = answer.get("error").and_then(Value::as_str) {
+        let about = answer
+            .get("parameters")
+            .map(Value::to_string)
+            .unwrap_or_default();
+        return Err(match error {
+            "io.rprocd.NoSuchCore" => Failure(
+                3,
+                format!("there is no such core: {about}; `rprocctl status` lists them"),
+            ),
+            other => Failure(1, format!("rprocd refuses: {other} {about}")),
+        });
+    }
+    Ok(answer
+        .get_mut("parameters")
+        .map(Value::take)
+        .unwrap_or_default())
+}

@@ -1,3 +1,158 @@
-//! `rprocd`.
+//! `rprocd`: the daemon. Configuration, cores, sockets, then events until a signal ends it.
 
-fn main() {}
+use std::error::Error;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use clap::Parser;
+use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use log::{LevelFilter, error, info};
+
+use rprocd::config::{Config, CoreConfig, EngineConfig};
+use rprocd::control::ControlServer;
+use rprocd::engine::Engine;
+use rprocd::engine::rv32::{Rv32, board};
+use rprocd::firmware::Snapshot;
+use rprocd::memory::{DeviceAddress, Ram};
+use rprocd::report::sentence;
+use rprocd::rproc::{Core, Firmware};
+use rprocd::vdev::Listening;
+
+/// Owns remote cores and serves them to guest VMs over vhost-user.
+///
+/// Logs go to standard error. SIGTERM and SIGINT end it: guests are hung up on, cores are stopped,
+/// sockets are removed.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Arguments {
+    /// The configuration (TOML)
+    #[arg(
+        short,
+        long,
+        value_name = "FILE",
+        default_value = "/etc/rprocd/rprocd.toml"
+    )]
+    config: PathBuf,
+    /// Check the configuration and the firmware it names, start nothing
+    #[arg(long)]
+    check_config: bool,
+    /// What to log: error, warn, info, debug, trace, off
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    log_level: LevelFilter,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    env_logger::Builder::new()
+        .filter_level(arguments.log_level)
+        .init();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(cause) => {
+            error!("{}", sentence(&*cause));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+    let config = Config::load(&arguments.config)?;
+    let mut prepared = Vec::new();
+    for core in &config.cores {
+        prepared.push(prepare(&config, core).map_err(|cause| about(core, cause))?);
+    }
+    if arguments.check_config {
+        println!(
+            "{}: ok, {} core(s)",
+            arguments.config.display(),
+            prepared.len()
+        );
+        return Ok(());
+    }
+
+    // Before any thread, so that the signal finds its way whatever happens next.
+    let (wake, ended) = UnixStream::pair()?;
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        signal_hook::low_level::pipe::register(signal, wake.try_clone()?)?;
+    }
+
+    let mut cores = Vec::new();
+    for (core, (engine, firmware)) in config.cores.iter().zip(prepared) {
+        cores.push(Core::new(&core.name, engine, firmware)?);
+    }
+    let cores = Arc::new(cores);
+    let mut listening = Vec::new();
+    for (config, core) in config.cores.iter().zip(cores.iter()) {
+        for (index, vdev) in config.vdevs.iter().enumerate() {
+            if let Some(face) = core.face(index, vdev.announce) {
+                let label = face.label().to_owned();
+                listening.push(Listening::start(&vdev.socket, face)?);
+                info!("{label}: listening on {}", vdev.socket.display());
+            }
+        }
+        if config.auto_boot {
+            core.start()??;
+        }
+    }
+
+    let ending = Arc::new(AtomicBool::new(false));
+    let mut events = EventManager::<Arc<Mutex<dyn MutEventSubscriber>>>::new()?;
+    events.add_subscriber(Arc::new(Mutex::new(Signals {
+        pipe: ended,
+        ending: ending.clone(),
+    })));
+    if let Some(control) = &config.control {
+        let server = ControlServer::new(&control.socket, cores.clone())?;
+        events.add_subscriber(Arc::new(Mutex::new(server)));
+        info!("control: listening on {}", control.socket.display());
+    }
+    info!("ready");
+    while !ending.load(Ordering::SeqCst) {
+        events.run()?;
+    }
+    info!("ending: a signal asks for it");
+    // Guests first, then the control socket, then the cores.
+    drop(listening);
+    drop(events);
+    Ok(())
+}
+
+fn about(core: &CoreConfig, cause: Box<dyn Error>) -> Box<dyn Error> {
+    format!("core {}: {}", core.name, sentence(&*cause)).into()
+}
+
+/// Everything of a core that can be had without starting it.
+fn prepare(
+    config: &Config,
+    core: &CoreConfig,
+) -> Result<(Box<dyn Engine>, Firmware), Box<dyn Error>> {
+    let EngineConfig::Rv32 { memory_bytes } = core.engine;
+    let base = DeviceAddress(u64::from(board::ram::BASE));
+    let ram = Ram::new(&format!("rprocd-{}", core.name), base, memory_bytes)?;
+    let mut engine: Box<dyn Engine> = Box::new(Rv32::new(ram)?);
+    let snapshot = Snapshot::read(&config.firmware_directory, &core.firmware)?;
+    let firmware = Firmware::new(snapshot, &mut *engine, core.vdevs.len())?;
+    Ok((engine, firmware))
+}
+
+/// The end of the pipe that signals come out of.
+struct Signals {
+    pipe: UnixStream,
+    ending: Arc<AtomicBool>,
+}
+
+impl MutEventSubscriber for Signals {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        if let Err(cause) = ops.add(Events::new(&self.pipe, EventSet::IN)) {
+            error!("signals cannot be waited for: {cause}");
+            self.ending.store(true, Ordering::SeqCst);
+        }
+    }
+
+    fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
+        self.ending.store(true, Ordering::SeqCst);
+    }
+}

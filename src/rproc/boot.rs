@@ -282,13 +282,6 @@ impl BootPlan {
             .slice(section.da, section.len)
             .is_ok()
             .then_some(section.da);
-        if place.is_none() {
-            warn!(
-                "the resource table at {} is in no carveout: the core will not see what is \
-                 written to it (addresses of vrings, status)",
-                section.da
-            );
-        }
         table.place_at(place);
         Ok(Self {
             carveouts: map,
@@ -332,6 +325,12 @@ impl BootPlan {
 
     /// Logs where everything lies.
     pub fn log(&self, core: &str) {
+        if !self.table.is_seen() {
+            warn!(
+                "{core}: the resource table is in no carveout: the core will not see what is \
+                 written to it (addresses of vrings, status)"
+            );
+        }
         for carveout in self.carveouts.iter() {
             info!("{core}: carveout {carveout}");
         }

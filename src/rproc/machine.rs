@@ -25,7 +25,7 @@ use log::{error, info, warn};
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 
-use super::boot::{BootError, BootPlan, check_vdevs};
+use super::boot::{BootError, BootPlan};
 use super::status::{CoreStatus, VdevStatus};
 use crate::engine::{Crash, Engine, Run, RunEnd};
 use crate::firmware::{Image, ImageError, Snapshot};
@@ -110,7 +110,7 @@ impl Firmware {
     /// [`FirmwareError`]; nothing of the firmware has been used.
     pub fn new(
         snapshot: Snapshot,
-        engine: &dyn Engine,
+        engine: &mut dyn Engine,
         configured: usize,
     ) -> Result<Self, FirmwareError> {
         let name = snapshot.name().to_owned();
@@ -120,7 +120,8 @@ impl Firmware {
                 source: Box::new(cause),
             }
         })?;
-        check_vdevs(&image, configured).map_err(|cause| FirmwareError::Core {
+        // The plan is made again at each boot; here it only must be possible.
+        BootPlan::new(&image, engine, configured).map_err(|cause| FirmwareError::Core {
             name,
             source: Box::new(cause),
         })?;

@@ -38,6 +38,11 @@ impl LiveTable {
         self.place = place;
     }
 
+    /// Does the core see the table?
+    pub fn is_seen(&self) -> bool {
+        self.place.is_some()
+    }
+
     /// Before the load: writes a word into the working copy.
     pub fn prepare_u32(&mut self, offset: usize, value: u32) {
         if let Some(field) = self.bytes.get_mut(offset..offset + 4) {

@@ -1,0 +1,20 @@
+//! The control socket: what an operator asks, in Varlink.
+//!
+//! What belongs here: framing, the methods of `io.rprocd.varlink`, and who is connected. What does
+//! not: what the methods do, beyond asking a core.
+//!
+//! Varlink is one JSON object a message, each followed by a NUL byte: a call is
+//! `{"method": NAME, "parameters": {...}}`, an answer `{"parameters": {...}}` or
+//! `{"error": NAME, "parameters": {...}}` (varlink.org, "Method Call"). Streaming answers
+//! (`more`) are not offered yet.
+
+mod codec;
+mod server;
+
+pub use codec::{Codec, CodecError, MAX_MESSAGE_BYTES};
+pub use server::{ControlServer, MAX_CLIENTS};
+
+/// The interface, as text: the contract.
+pub const INTERFACE: &str = include_str!("io.rprocd.varlink");
+/// The interface's name.
+pub const INTERFACE_NAME: &str = "io.rprocd";

@@ -1,0 +1,311 @@
+//! The listener, the clients, and the answers.
+//!
+//! What belongs here: one subscriber of the daemon's event loop that holds all of the control
+//! socket. What does not: anything that takes long; the loop waits for it.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use log::{debug, error, warn};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::codec::Codec;
+use super::{INTERFACE, INTERFACE_NAME};
+use crate::rproc::Core;
+use crate::vdev::{SessionError, bind};
+
+/// Clients at one time; one more is hung up on.
+pub const MAX_CLIENTS: usize = 16;
+/// Bytes of a trace buffer in one answer: its end.
+const MAX_TRACE_BYTES: usize = 64 << 10;
+/// The interface that every Varlink service has.
+const SERVICE_INTERFACE: &str = "org.varlink.service";
+const SERVICE_DESCRIPTION: &str = "# What every Varlink service answers.
+interface org.varlink.service
+method GetInfo() -> (
+  vendor: string, product: string, version: string, url: string, interfaces: []string
+)
+method GetInterfaceDescription(interface: string) -> (description: string)
+error InterfaceNotFound (interface: string)
+error MethodNotFound (method: string)
+error MethodNotImplemented (method: string)
+error InvalidParameter (parameter: string)
+";
+
+struct Client {
+    stream: UnixStream,
+    codec: Codec,
+    /// Answers not yet written.
+    output: Vec<u8>,
+}
+
+/// The control socket. Dropping it removes the socket.
+pub struct ControlServer {
+    path: PathBuf,
+    listener: UnixListener,
+    cores: Arc<Vec<Core>>,
+    clients: HashMap<i32, Client>,
+}
+
+#[derive(Deserialize)]
+struct Call {
+    method: String,
+    #[serde(default)]
+    parameters: Value,
+    #[serde(default)]
+    oneway: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoParameters {}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TraceParameters {
+    core: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DescriptionParameters {
+    interface: String,
+}
+
+/// An answer that is an error: its name and parameters.
+struct Refusal(String, Value);
+
+impl ControlServer {
+    /// Listens on `path`.
+    ///
+    /// # Errors
+    /// [`SessionError`], as for the socket of a vdev.
+    pub fn new(path: &Path, cores: Arc<Vec<Core>>) -> Result<Self, SessionError> {
+        let listener = bind(path)?;
+        listener
+            .set_nonblocking(true)
+            .map_err(|source| SessionError::Bind {
+                path: path.to_owned(),
+                source,
+            })?;
+        Ok(Self {
+            path: path.to_owned(),
+            listener,
+            cores,
+            clients: HashMap::new(),
+        })
+    }
+
+    fn accept(&mut self, ops: &mut EventOps<'_>) {
+        let stream = match self.listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(cause) => {
+                debug!("control: accept: {cause}");
+                return;
+            }
+        };
+        if self.clients.len() == MAX_CLIENTS {
+            warn!("control: a client is refused: {MAX_CLIENTS} are connected");
+            return;
+        }
+        let fd = stream.as_raw_fd();
+        let added = stream
+            .set_nonblocking(true)
+            .map_err(|cause| cause.to_string())
+            .and_then(|()| {
+                ops.add(Events::new(&stream, EventSet::IN))
+                    .map_err(|cause| cause.to_string())
+            });
+        match added {
+            Ok(()) => {
+                let client = Client {
+                    stream,
+                    codec: Codec::default(),
+                    output: Vec::new(),
+                };
+                self.clients.insert(fd, client);
+            }
+            Err(cause) => error!("control: a client cannot be served: {cause}"),
+        }
+    }
+
+    fn serve(&mut self, fd: i32, ops: &mut EventOps<'_>) {
+        let Some(client) = self.clients.get_mut(&fd) else {
+            return;
+        };
+        if let Err(cause) = converse(client, &self.cores) {
+            if cause.kind() != ErrorKind::UnexpectedEof {
+                debug!("control: a client is hung up on: {cause}");
+            }
+            if let Some(client) = self.clients.remove(&fd) {
+                let _ = ops.remove(Events::empty(&client.stream));
+            }
+            return;
+        }
+        // Nothing more is read from a client that does not take its answers.
+        let wanted = if client.output.is_empty() {
+            EventSet::IN
+        } else {
+            EventSet::OUT
+        };
+        if let Err(cause) = ops.modify(Events::new(&client.stream, wanted)) {
+            error!("control: a client cannot be served any more: {cause}");
+        }
+    }
+}
+
+impl Drop for ControlServer {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+impl MutEventSubscriber for ControlServer {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        if let Err(cause) = ops.add(Events::new(&self.listener, EventSet::IN)) {
+            error!("control: the socket cannot be served: {cause}");
+        }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        if events.fd() == self.listener.as_raw_fd() {
+            self.accept(ops);
+        } else {
+            self.serve(events.fd(), ops);
+        }
+    }
+}
+
+/// Reads what a client says, if its answers have been taken, and writes answers. An error ends
+/// the connection.
+fn converse(client: &mut Client, cores: &[Core]) -> io::Result<()> {
+    if client.output.is_empty() {
+        let mut bytes = [0u8; 4096];
+        match client.stream.read(&mut bytes) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(len) => {
+                for message in client.codec.push(&bytes[..len]).map_err(io::Error::other)? {
+                    client.output.extend_from_slice(&answer(&message, cores)?);
+                }
+            }
+            Err(cause) if cause.kind() == ErrorKind::WouldBlock => {}
+            Err(cause) => return Err(cause),
+        }
+    }
+    while !client.output.is_empty() {
+        match client.stream.write(&client.output) {
+            Ok(len) => drop(client.output.drain(..len)),
+            Err(cause) if cause.kind() == ErrorKind::WouldBlock => break,
+            Err(cause) => return Err(cause),
+        }
+    }
+    Ok(())
+}
+
+/// The bytes of the answer to one message; none for a call that wants none. A message that is no
+/// call at all ends the connection, since Varlink has no answer to it.
+fn answer(message: &[u8], cores: &[Core]) -> io::Result<Vec<u8>> {
+    let call: Call = serde_json::from_slice(message)
+        .map_err(|cause| io::Error::other(format!("a message is no Varlink call: {cause}")))?;
+    let answer = match perform(&call, cores) {
+        Ok(parameters) => json!({ "parameters": parameters }),
+        Err(Refusal(error, parameters)) => json!({ "error": error, "parameters": parameters }),
+    };
+    if call.oneway {
+        return Ok(Vec::new());
+    }
+    let mut bytes = answer.to_string().into_bytes();
+    bytes.push(0);
+    Ok(bytes)
+}
+
+fn parameters<T: DeserializeOwned>(call: &Call) -> Result<T, Refusal> {
+    let given = if call.parameters.is_null() {
+        json!({})
+    } else {
+        call.parameters.clone()
+    };
+    T::deserialize(given).map_err(|cause| {
+        Refusal(
+            format!("{SERVICE_INTERFACE}.InvalidParameter"),
+            json!({ "parameter": cause.to_string() }),
+        )
+    })
+}
+
+fn perform(call: &Call, cores: &[Core]) -> Result<Value, Refusal> {
+    let internal = |core: &Core| {
+        Refusal(
+            format!("{INTERFACE_NAME}.Internal"),
+            json!({ "core": core.name() }),
+        )
+    };
+    match call.method.as_str() {
+        "io.rprocd.List" => {
+            let NoParameters {} = parameters(call)?;
+            let mut list = Vec::new();
+            for core in cores {
+                list.push(core.status().map_err(|_| internal(core))?);
+            }
+            Ok(json!({ "cores": list }))
+        }
+        "io.rprocd.Trace" => {
+            let TraceParameters { core: name } = parameters(call)?;
+            let core = cores
+                .iter()
+                .find(|core| core.name() == name)
+                .ok_or_else(|| {
+                    Refusal(
+                        format!("{INTERFACE_NAME}.NoSuchCore"),
+                        json!({ "core": name }),
+                    )
+                })?;
+            let buffers: Vec<_> = core
+                .trace()
+                .map_err(|_| internal(core))?
+                .iter()
+                .map(|text| {
+                    let end = &text[text.len().saturating_sub(MAX_TRACE_BYTES)..];
+                    String::from_utf8_lossy(end).into_owned()
+                })
+                .collect();
+            Ok(json!({ "buffers": buffers }))
+        }
+        "org.varlink.service.GetInfo" => {
+            let NoParameters {} = parameters(call)?;
+            Ok(json!({
+                "vendor": "rprocd",
+                "product": "rprocd",
+                "version": env!("CARGO_PKG_VERSION"),
+                "url": "",
+                "interfaces": [SERVICE_INTERFACE, INTERFACE_NAME],
+            }))
+        }
+        "org.varlink.service.GetInterfaceDescription" => {
+            let DescriptionParameters { interface } = parameters(call)?;
+            let description = match interface.as_str() {
+                INTERFACE_NAME => INTERFACE,
+                SERVICE_INTERFACE => SERVICE_DESCRIPTION,
+                _ => {
+                    return Err(Refusal(
+                        format!("{SERVICE_INTERFACE}.InterfaceNotFound"),
+                        json!({ "interface": interface }),
+                    ));
+                }
+            };
+            Ok(json!({ "description": description }))
+        }
+        other => Err(Refusal(
+            format!("{SERVICE_INTERFACE}.MethodNotFound"),
+            json!({ "method": other }),
+        )),
+    }
+}
