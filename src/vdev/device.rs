@@ -215,7 +215,13 @@ impl Vdev {
     }
 
     /// Relays a burst from the guest to the core.
+    ///
+    /// Nothing moves in either direction before all queues are there: only then is it known
+    /// whether the driver is a fresh one, to whom nothing from before belongs.
     pub fn relay_to_core(&mut self, ram: &Ram) -> Round {
+        if !self.guest_is_up() {
+            return Round::default();
+        }
         let (Some(memory), Some(core)) = (&self.memory, &mut self.core) else {
             return Round::default();
         };
@@ -229,8 +235,11 @@ impl Vdev {
         self.conclude(QUEUE_TO_CORE, id, result)
     }
 
-    /// Relays a burst from the core to the guest.
+    /// Relays a burst from the core to the guest, on the same condition.
     pub fn relay_to_guest(&mut self, ram: &Ram) -> Round {
+        if !self.guest_is_up() {
+            return Round::default();
+        }
         let (Some(memory), Some(core)) = (&self.memory, &mut self.core) else {
             return Round::default();
         };
