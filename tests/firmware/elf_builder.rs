@@ -1,0 +1,235 @@
+//! Builds ELF32 images for tests: headers first, then contents, then section headers at the end.
+
+use super::table_builder::Table;
+
+/// Where fields are in the file that [`Elf::build`] makes.
+pub mod field {
+    pub const EI_CLASS: usize = 4;
+    pub const EI_DATA: usize = 5;
+    pub const EI_VERSION: usize = 6;
+    pub const E_TYPE: usize = 16;
+    pub const E_MACHINE: usize = 18;
+    pub const E_VERSION: usize = 20;
+    pub const E_PHOFF: usize = 28;
+    pub const E_SHOFF: usize = 32;
+    pub const E_EHSIZE: usize = 40;
+    pub const E_PHENTSIZE: usize = 42;
+    pub const E_PHNUM: usize = 44;
+    pub const E_SHENTSIZE: usize = 46;
+    pub const E_SHNUM: usize = 48;
+    pub const E_SHSTRNDX: usize = 50;
+
+    /// Byte `at` of program header `index`.
+    pub fn program(index: usize, at: usize) -> usize {
+        52 + 32 * index + at
+    }
+    pub const P_OFFSET: usize = 4;
+    pub const P_PADDR: usize = 12;
+    pub const P_FILESZ: usize = 16;
+    pub const P_MEMSZ: usize = 20;
+
+    /// Byte `at` of section header `index`.
+    pub fn section(image: &[u8], index: usize, at: usize) -> usize {
+        let start = image[E_SHOFF..].first_chunk().unwrap();
+        u32::from_le_bytes(*start) as usize + 40 * index + at
+    }
+    pub const SH_NAME: usize = 0;
+    pub const SH_TYPE: usize = 4;
+    pub const SH_ADDR: usize = 12;
+    pub const SH_OFFSET: usize = 16;
+    pub const SH_SIZE: usize = 20;
+}
+
+/// A segment: its type, where it goes, its bytes and its size in memory.
+#[derive(Clone)]
+struct Segment {
+    kind: u32,
+    paddr: u32,
+    bytes: Vec<u8>,
+    memsz: u32,
+}
+
+/// A section: name, type, address, and which bytes of the file.
+#[derive(Clone)]
+struct Section {
+    name: &'static str,
+    kind: u32,
+    addr: u32,
+    content: Content,
+}
+
+#[derive(Clone)]
+enum Content {
+    OfSegment(usize),
+    Own(Vec<u8>),
+}
+
+/// An image in the making.
+#[derive(Clone)]
+pub struct Elf {
+    entry: u32,
+    segments: Vec<Segment>,
+    sections: Vec<Section>,
+}
+
+impl Elf {
+    /// A RISC-V program that begins at `entry`, with nothing in it.
+    pub fn new(entry: u32) -> Self {
+        Self {
+            entry,
+            segments: Vec::new(),
+            sections: Vec::new(),
+        }
+    }
+
+    /// Adds a `PT_LOAD` segment.
+    pub fn load(self, paddr: u32, bytes: &[u8], memsz: u32) -> Self {
+        self.segment(1, paddr, bytes, memsz)
+    }
+
+    /// Adds a segment of any type.
+    pub fn segment(mut self, kind: u32, paddr: u32, bytes: &[u8], memsz: u32) -> Self {
+        self.segments.push(Segment {
+            kind,
+            paddr,
+            bytes: bytes.to_vec(),
+            memsz,
+        });
+        self
+    }
+
+    /// Adds a section with bytes of its own that are not loaded.
+    pub fn section(mut self, name: &'static str, kind: u32, addr: u32, bytes: &[u8]) -> Self {
+        self.sections.push(Section {
+            name,
+            kind,
+            addr,
+            content: Content::Own(bytes.to_vec()),
+        });
+        self
+    }
+
+    /// Adds a resource table as linkers do: a loaded segment, and a section over the same bytes.
+    pub fn table(mut self, da: u32, table: &[u8]) -> Self {
+        let len = u32::try_from(table.len()).unwrap();
+        self = self.load(da, table, len);
+        self.sections.push(Section {
+            name: ".resource_table",
+            kind: 1,
+            addr: da,
+            content: Content::OfSegment(self.segments.len() - 1),
+        });
+        self
+    }
+
+    /// Index of the section that holds the names.
+    pub fn names_index(&self) -> usize {
+        self.sections.len() + 1
+    }
+
+    /// The image. Section 0 is empty, then come those that were added, then the names.
+    pub fn build(&self) -> Vec<u8> {
+        let mut image = vec![0; 52 + 32 * self.segments.len()];
+        let mut places = Vec::new();
+        for segment in &self.segments {
+            places.push((image.len(), segment.bytes.len()));
+            image.extend(&segment.bytes);
+        }
+
+        let mut names = vec![0];
+        let mut headers: Vec<[u32; 10]> = vec![[0; 10]];
+        for section in &self.sections {
+            let (offset, size) = match &section.content {
+                Content::OfSegment(index) => places[*index],
+                Content::Own(bytes) => {
+                    let place = (image.len(), bytes.len());
+                    image.extend(bytes);
+                    place
+                }
+            };
+            let name = names.len();
+            names.extend(section.name.bytes().chain([0]));
+            headers.push(header(name, section.kind, section.addr, offset, size));
+        }
+        let name = names.len();
+        names.extend(b".shstrtab\0");
+        headers.push(header(name, 3, 0, image.len(), names.len()));
+        image.extend(&names);
+
+        let shoff = image.len();
+        for word in headers.iter().flatten() {
+            image.extend(word.to_le_bytes());
+        }
+
+        image[..16].copy_from_slice(b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0");
+        put16(&mut image, field::E_TYPE, 2);
+        put16(&mut image, field::E_MACHINE, 243);
+        put32(&mut image, field::E_VERSION, 1);
+        put32(&mut image, 24, self.entry);
+        put32(&mut image, field::E_PHOFF, 52);
+        put32(&mut image, field::E_SHOFF, word(shoff));
+        put16(&mut image, field::E_EHSIZE, 52);
+        put16(&mut image, field::E_PHENTSIZE, 32);
+        put16(&mut image, field::E_PHNUM, half(self.segments.len()));
+        put16(&mut image, field::E_SHENTSIZE, 40);
+        put16(&mut image, field::E_SHNUM, half(headers.len()));
+        put16(&mut image, field::E_SHSTRNDX, half(self.names_index()));
+        for (index, (segment, (offset, size))) in self.segments.iter().zip(places).enumerate() {
+            let at = field::program(index, 0);
+            let words = [
+                segment.kind,
+                word(offset),
+                segment.paddr,
+                segment.paddr,
+                word(size),
+                segment.memsz,
+                7,
+                4,
+            ];
+            for (place, value) in words.into_iter().enumerate() {
+                put32(&mut image, at + 4 * place, value);
+            }
+        }
+        image
+    }
+}
+
+fn header(name: usize, kind: u32, addr: u32, offset: usize, size: usize) -> [u32; 10] {
+    [
+        word(name),
+        kind,
+        0,
+        addr,
+        word(offset),
+        word(size),
+        0,
+        0,
+        1,
+        0,
+    ]
+}
+
+fn word(value: usize) -> u32 {
+    u32::try_from(value).unwrap()
+}
+
+fn half(value: usize) -> u16 {
+    u16::try_from(value).unwrap()
+}
+
+/// Overwrites two bytes.
+pub fn put16(bytes: &mut [u8], at: usize, value: u16) {
+    bytes[at..at + 2].copy_from_slice(&value.to_le_bytes());
+}
+
+/// Overwrites four bytes.
+pub fn put32(bytes: &mut [u8], at: usize, value: u32) {
+    bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+}
+
+/// Code at 0x80000000 with zeroed memory behind it, and a table of one of each at 0x80001000.
+pub fn sample() -> Elf {
+    Elf::new(0x8000_0004)
+        .load(0x8000_0000, &[0x13; 16], 0x100)
+        .table(0x8000_1000, &Table::sample().build())
+}
