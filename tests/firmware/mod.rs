@@ -7,4 +7,5 @@ mod image;
 mod invariants;
 mod real_images;
 mod resource_table;
+mod seeds;
 pub mod table_builder;
