@@ -21,6 +21,8 @@ fn main() {
     let script = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("link.x");
     fs::write(&script, link_script()).expect("OUT_DIR is writable");
     println!("cargo::rustc-link-arg-bins=-T{}", script.display());
+    // Thousands of nameless labels would otherwise stand between a debugger and the names.
+    println!("cargo::rustc-link-arg-bins=--discard-locals");
 }
 
 /// The program headers are spelt out, without FILEHDR and PHDRS: left to itself the linker puts

@@ -5,8 +5,9 @@
 //! image does. The ring and protocol code ([`virtqueue`], [`rpmsg`], [`bus`], [`table`],
 //! [`memory`], [`text`]) knows no registers and is tested on a host.
 //!
-//! `unsafe` lives in four places: [`memory`] (shared memory), [`table`] (the one static that the
-//! host writes to), `registers` (device registers), and `start` with `misbehave` (assembly).
+//! `unsafe` is allowed where memory or the machine is touched and nowhere else: `memory`, and the
+//! three places that make its spans (`table`, `trace`, `machine`); `registers`; and the assembly in
+//! `start` and `misbehave`.
 
 #![cfg_attr(target_os = "none", no_std)]
 

@@ -63,17 +63,18 @@ _start:
 
 // The trap entry. It changes to the trap stack before it touches memory, because the stack may be
 // what the trap is about. The frame description lets a debugger walk from the report into the code
-// that trapped: register 64 is the psABI's column for the address of a signal frame, here mepc.
+// that trapped. It is written by hand, as the assembler's directives cannot give one function a
+// return address of its own: column 64, which the psABI sets aside for signal frames, here mepc.
+// It holds while the handler runs, when all is saved.
 global_asm!(
     r#"
     .section .text.trap, "ax"
+    .option push
+    .option norelax
     .globl rprocd_trap_entry
     .type rprocd_trap_entry, @function
     .balign 4
 rprocd_trap_entry:
-    .cfi_startproc
-    .cfi_signal_frame
-    .cfi_return_column 64
     csrrw sp, mscratch, sp
     addi sp, sp, -{size}
     sw x1, 4(sp)
@@ -84,11 +85,6 @@ rprocd_trap_entry:
     sw a1, 8(sp)
     csrr a1, mepc
     sw a1, 0(sp)
-    .cfi_def_cfa sp, {size}
-    .cfi_offset 64, -{size}
-    .irp n, 1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
-    .cfi_offset \n, 4*\n-{size}
-    .endr
     addi a1, sp, {size}
     csrw mscratch, a1
     mv a0, sp
@@ -103,8 +99,40 @@ rprocd_trap_entry:
     .endr
     lw sp, 8(sp)
     mret
-    .cfi_endproc
+.Ltrap_end:
     .size rprocd_trap_entry, . - rprocd_trap_entry
+    .option pop
+
+    .section .debug_frame, "", @progbits
+    .balign 4
+.Ltrap_common:
+    .long .Ltrap_common_end - . - 4
+    .long 0xFFFFFFFF            // a common entry
+    .byte 4                     // DWARF version
+    .asciz "S"                  // a signal frame: the address is that of the instruction itself
+    .byte 4, 0                  // bytes in an address, in a segment
+    .uleb128 1                  // code alignment
+    .sleb128 -4                 // data alignment
+    .uleb128 64                 // the column of the return address
+    .byte 0x0c                  // the frame ends at sp + size
+    .uleb128 2
+    .uleb128 {size}
+    .balign 4
+.Ltrap_common_end:
+    .long .Ltrap_frame_end - . - 4
+    .long .Ltrap_common
+    .long rprocd_trap_entry
+    .long .Ltrap_end - rprocd_trap_entry
+    .byte 0x05                  // column 64 is saved in the lowest word
+    .uleb128 64
+    .uleb128 {size} / 4
+    .irp n, 1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
+    .byte 0x80 + \n             // register n in word n
+    .uleb128 {size} / 4 - \n
+    .endr
+    .balign 4
+.Ltrap_frame_end:
+    .text
 "#,
     size = const FRAME_SIZE,
     handler = sym on_trap,
