@@ -25,7 +25,18 @@ use crate::memory::{Span, Window};
 use crate::rpmsg::{self, Announcement, Header};
 use crate::table::{FEATURE_NAME_SERVICE, VdevEntry};
 use crate::text::Shown;
-use crate::virtqueue::{Broken, Buffer, Direction, Malformed, Queue, Unusable};
+use crate::virtqueue::{Broken, Buffer, Direction, Lengths, Malformed, Queue, Unusable};
+
+/// Buffers towards the driver: any answer fits.
+const TO_DRIVER: Lengths = Lengths {
+    min: rpmsg::BUFFER_SIZE,
+    max: u32::MAX,
+};
+/// Buffers from the driver: a header at least.
+const FROM_DRIVER: Lengths = Lengths {
+    min: rpmsg::HEADER_SIZE,
+    max: rpmsg::BUFFER_SIZE,
+};
 
 /// What the bus needs of its surroundings.
 pub trait Host {
@@ -196,12 +207,7 @@ impl Outbox<'_> {
     pub fn send(&mut self, src: u32, dst: u32, payload: Payload<'_>) -> Result<(), Full> {
         let len = payload.len();
         if len > rpmsg::MTU {
-            if notable(&mut self.counts.too_long) {
-                let count = self.counts.too_long;
-                self.host.trace(format_args!(
-                    "{count} message(s) longer than the MTU were not sent"
-                ));
-            }
+            self.too_long();
             return Ok(());
         }
         if !self.has_room() {
@@ -232,32 +238,65 @@ impl Outbox<'_> {
     }
 
     /// Is there a buffer for one more message?
-    #[inline]
+    #[inline(always)]
     pub fn has_room(&mut self) -> bool {
-        while self.rings.spare.is_none() {
-            match self
-                .rings
-                .to_driver
-                .take(self.window, rpmsg::BUFFER_SIZE..=u32::MAX)
-            {
+        self.rings.spare.is_some() || self.take_spare()
+    }
+
+    /// Takes a buffer towards the driver to have at hand.
+    #[inline(never)]
+    fn take_spare(&mut self) -> bool {
+        loop {
+            match self.rings.to_driver.take(self.window, TO_DRIVER) {
                 Ok(None) => return false,
-                Ok(Some(Ok(buffer))) => self.rings.spare = Some(buffer),
-                // Giving it back would hand the driver a message that nobody wrote.
-                Ok(Some(Err(malformed))) => {
-                    if notable(&mut self.counts.malformed_buffer) {
-                        let count = self.counts.malformed_buffer;
-                        self.host.trace(format_args!(
-                            "{count} buffer(s) towards the driver were left unused: {malformed:?}"
-                        ));
-                    }
+                Ok(Some(Ok(buffer))) => {
+                    self.rings.spare = Some(buffer);
+                    return true;
                 }
+                Ok(Some(Err(malformed))) => self.malformed_buffer(malformed),
                 Err(Broken) => {
                     self.broke("towards");
                     return false;
                 }
             }
         }
-        true
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn too_long(&mut self) {
+        if notable(&mut self.counts.too_long) {
+            let count = self.counts.too_long;
+            self.host.trace(format_args!(
+                "{count} message(s) longer than the MTU were not sent"
+            ));
+        }
+    }
+
+    /// Such a buffer is not given back: that would hand the driver a message nobody wrote.
+    #[cold]
+    #[inline(never)]
+    fn malformed_buffer(&mut self, malformed: Malformed) {
+        if notable(&mut self.counts.malformed_buffer) {
+            let count = self.counts.malformed_buffer;
+            self.host.trace(format_args!(
+                "{count} buffer(s) towards the driver were left unused: {malformed:?}"
+            ));
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn malformed_message(&mut self, head: Option<u16>, reason: &str) {
+        if notable(&mut self.counts.malformed_message) {
+            let count = self.counts.malformed_message;
+            self.host.trace(format_args!(
+                "{count} malformed message(s) dropped: {reason}"
+            ));
+        }
+        if let Some(head) = head {
+            self.rings.from_driver.give_back(head, 0);
+        }
     }
 
     /// Shows the driver what was sent so far, without waiting for the end of the batch. For an
@@ -280,6 +319,8 @@ impl Outbox<'_> {
         Ok(())
     }
 
+    #[cold]
+    #[inline(never)]
     fn broke(&mut self, which: &str) {
         if !self.rings.broken {
             self.rings.broken = true;
@@ -291,6 +332,8 @@ impl Outbox<'_> {
     }
 
     /// Sends what announcements are left. False when there are too few buffers.
+    #[cold]
+    #[inline(never)]
     fn announce(&mut self, endpoints: &[Endpoint<'_>]) -> bool {
         while let Some(endpoint) = endpoints.get(self.rings.announced) {
             let announcement = Announcement::create(endpoint.name, endpoint.address).to_bytes();
@@ -312,7 +355,7 @@ impl Outbox<'_> {
 
     /// Serves messages until there are none, or one has to wait.
     fn work(&mut self, endpoints: &mut [Endpoint<'_>]) -> Result<Wants, Stop> {
-        if !self.announce(endpoints) {
+        if self.rings.announced < endpoints.len() && !self.announce(endpoints) {
             return if self.rings.broken {
                 Err(Stop)
             } else {
@@ -352,55 +395,53 @@ impl Outbox<'_> {
     }
 
     /// The next message that is for somebody.
+    #[inline(always)]
     fn next_message(&mut self, endpoints: &[Endpoint<'_>]) -> Result<Option<Current>, Stop> {
-        let lengths = rpmsg::HEADER_SIZE..=rpmsg::BUFFER_SIZE;
         loop {
-            let (head, reason) = match self.rings.from_driver.take(self.window, lengths.clone()) {
+            let buffer = match self.rings.from_driver.take(self.window, FROM_DRIVER) {
+                Ok(Some(Ok(buffer))) => buffer,
+                Ok(Some(Err(Malformed::Descriptor(head)))) => {
+                    self.malformed_message(Some(head), "bad descriptor");
+                    continue;
+                }
+                Ok(Some(Err(Malformed::NoSuchDescriptor))) => {
+                    self.malformed_message(None, "no such descriptor");
+                    continue;
+                }
+                Ok(None) => return Ok(None),
                 Err(Broken) => {
                     self.broke("from");
                     return Err(Stop);
                 }
-                Ok(None) => return Ok(None),
-                Ok(Some(Err(Malformed::NoSuchDescriptor))) => (None, "no such descriptor"),
-                Ok(Some(Err(Malformed::Descriptor(head)))) => (Some(head), "bad descriptor"),
-                Ok(Some(Ok(buffer))) => match Header::read(buffer.bytes) {
-                    None => (Some(buffer.head), "longer than its buffer"),
-                    Some((header, payload)) => {
-                        self.counts.received = self.counts.received.wrapping_add(1);
-                        let message = Message {
-                            src: header.src,
-                            dst: header.dst,
-                            payload,
-                        };
-                        let found = endpoints
-                            .iter()
-                            .position(|known| known.address == header.dst);
-                        if let Some(endpoint) = found {
-                            return Ok(Some(Current {
-                                head: buffer.head,
-                                endpoint,
-                                message,
-                            }));
-                        }
-                        self.for_nobody(&message);
-                        self.rings.from_driver.give_back(buffer.head, 0);
-                        continue;
-                    }
-                },
             };
-            if notable(&mut self.counts.malformed_message) {
-                let count = self.counts.malformed_message;
-                self.host.trace(format_args!(
-                    "{count} malformed message(s) dropped: {reason}"
-                ));
+            let Some((header, payload)) = Header::read(buffer.bytes) else {
+                self.malformed_message(Some(buffer.head), "longer than its buffer");
+                continue;
+            };
+            self.counts.received = self.counts.received.wrapping_add(1);
+            let message = Message {
+                src: header.src,
+                dst: header.dst,
+                payload,
+            };
+            let found = endpoints
+                .iter()
+                .position(|known| known.address == header.dst);
+            if let Some(endpoint) = found {
+                return Ok(Some(Current {
+                    head: buffer.head,
+                    endpoint,
+                    message,
+                }));
             }
-            if let Some(head) = head {
-                self.rings.from_driver.give_back(head, 0);
-            }
+            self.for_nobody(&message);
+            self.rings.from_driver.give_back(buffer.head, 0);
         }
     }
 
     /// A message to no endpoint: an announcement of the driver's, or a stray.
+    #[cold]
+    #[inline(never)]
     fn for_nobody(&mut self, message: &Message) {
         if message.dst == rpmsg::NAME_SERVICE
             && let Some(announcement) = Announcement::read(message.payload)
@@ -560,6 +601,8 @@ impl<'a, H: Host> Bus<'a, H> {
         self.up();
     }
 
+    #[cold]
+    #[inline(never)]
     fn up(&mut self) {
         match Rings::open(&self.entry, &self.window, self.endpoints.len()) {
             Ok(rings) => {
@@ -587,6 +630,8 @@ impl<'a, H: Host> Bus<'a, H> {
         }
     }
 
+    #[cold]
+    #[inline(never)]
     fn down(&mut self, why: &str) {
         let Counts { received, sent, .. } = self.counts;
         self.host.trace(format_args!(

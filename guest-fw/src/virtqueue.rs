@@ -46,6 +46,15 @@ pub enum Direction {
     FromDriver,
 }
 
+/// How long a buffer may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Lengths {
+    /// Bytes in the shortest.
+    pub min: u32,
+    /// Bytes in the longest.
+    pub max: u32,
+}
+
 /// A buffer that the driver made available.
 #[derive(Clone, Copy, Debug)]
 pub struct Buffer {
@@ -69,7 +78,8 @@ pub struct Queue {
     descriptors: Span,
     avail: Span,
     used: Span,
-    size: u16,
+    /// Descriptors in the ring, a power of two, minus one.
+    mask: u16,
     direction: Direction,
     /// The next avail entry to look at.
     next_avail: u16,
@@ -116,7 +126,7 @@ impl Queue {
             descriptors: part(0, avail_offset)?,
             avail: part(avail_offset, avail_size)?,
             used: part(used_offset, used_size)?,
-            size: num as u16,
+            mask: (num - 1) as u16,
             direction,
             next_avail: 0,
             seen_avail: 0,
@@ -135,7 +145,7 @@ impl Queue {
 
     /// Descriptors in the ring.
     pub fn size(&self) -> u16 {
-        self.size
+        self.mask + 1
     }
 
     /// Has somebody else written used.idx? Only a driver that made the ring anew does.
@@ -148,13 +158,13 @@ impl Queue {
     ///
     /// # Errors
     /// [`Broken`] when the avail index cannot be right.
-    #[inline]
+    #[inline(always)]
     pub fn has_available(&mut self) -> Result<bool, Broken> {
         if self.next_avail != self.seen_avail {
             return Ok(true);
         }
         let index = self.avail.read_u16(INDEX);
-        if index.wrapping_sub(self.next_avail) > self.size {
+        if index.wrapping_sub(self.next_avail) > self.mask + 1 {
             return Err(Broken);
         }
         self.seen_avail = index;
@@ -170,43 +180,38 @@ impl Queue {
     ///
     /// # Errors
     /// [`Broken`] when the avail index cannot be right, [`Malformed`] when the entry cannot.
-    #[inline]
+    #[inline(always)]
     #[allow(clippy::type_complexity, reason = "two questions, two results")]
     pub fn take(
         &mut self,
         window: &Window,
-        lengths: core::ops::RangeInclusive<u32>,
+        lengths: Lengths,
     ) -> Result<Option<Result<Buffer, Malformed>>, Broken> {
         if !self.has_available()? {
             return Ok(None);
         }
-        let slot = u32::from(self.next_avail & (self.size - 1));
+        let slot = u32::from(self.next_avail & self.mask);
         let head = self.avail.read_u16(RING + 2 * slot);
         self.next_avail = self.next_avail.wrapping_add(1);
         Ok(Some(self.buffer(window, head, lengths)))
     }
 
-    #[inline]
-    fn buffer(
-        &self,
-        window: &Window,
-        head: u16,
-        lengths: core::ops::RangeInclusive<u32>,
-    ) -> Result<Buffer, Malformed> {
-        if head >= self.size {
+    #[inline(always)]
+    fn buffer(&self, window: &Window, head: u16, lengths: Lengths) -> Result<Buffer, Malformed> {
+        let place = u32::from(head) * DESCRIPTOR_SIZE;
+        let Some(descriptor) = self.descriptors.part(place, DESCRIPTOR_SIZE) else {
             return Err(Malformed::NoSuchDescriptor);
-        }
-        let descriptor = u32::from(head) * DESCRIPTOR_SIZE;
-        let low = self.descriptors.read_u32(descriptor);
-        let high = self.descriptors.read_u32(descriptor + 4);
-        let len = self.descriptors.read_u32(descriptor + 8);
-        let flags = self.descriptors.read_u16(descriptor + 12);
+        };
+        let low = descriptor.read_u32(0);
+        let high = descriptor.read_u32(4);
+        let len = descriptor.read_u32(8);
+        let flags = descriptor.read_u16(12);
         let expected = match self.direction {
             Direction::ToDriver => DESCRIPTOR_WRITE,
             Direction::FromDriver => 0,
         };
         let kinds = DESCRIPTOR_NEXT | DESCRIPTOR_WRITE | DESCRIPTOR_INDIRECT;
-        if flags & kinds != expected || !lengths.contains(&len) {
+        if flags & kinds != expected || len < lengths.min || len > lengths.max {
             return Err(Malformed::Descriptor(head));
         }
         let da = u64::from(high) << 32 | u64::from(low);
@@ -217,11 +222,14 @@ impl Queue {
     }
 
     /// Gives a buffer back, `len` bytes of it written. The driver sees it after [`Self::publish`].
-    #[inline]
+    #[inline(always)]
     pub fn give_back(&mut self, head: u16, len: u32) {
-        let slot = RING + 8 * u32::from(self.next_used & (self.size - 1));
-        self.used.write_u32(slot, u32::from(head));
-        self.used.write_u32(slot + 4, len);
+        let slot = RING + 8 * u32::from(self.next_used & self.mask);
+        // There is such an entry, for the slot is below the ring's size.
+        if let Some(entry) = self.used.part(slot, 8) {
+            entry.write_u32(0, u32::from(head));
+            entry.write_u32(4, len);
+        }
         self.next_used = self.next_used.wrapping_add(1);
     }
 
@@ -343,7 +351,8 @@ mod tests {
 
     const BASE: u32 = 0x8004_0000;
     const BUFFERS: u64 = 0x8005_0000;
-    const ANY_LENGTH: core::ops::RangeInclusive<u32> = 0..=512;
+    const ANY_LENGTH: Lengths = Lengths { min: 0, max: 512 };
+    const MESSAGE: Lengths = Lengths { min: 16, max: 512 };
 
     fn place(da: u32, num: u32, align: u32) -> VringPlace {
         VringPlace {
@@ -431,7 +440,7 @@ mod tests {
         for (address, len, flags) in bad {
             driver.describe(2, address, len, flags);
             driver.offer(2);
-            let taken = queue.take(&window, 16..=512).unwrap().unwrap();
+            let taken = queue.take(&window, MESSAGE).unwrap().unwrap();
             assert_eq!(
                 taken.unwrap_err(),
                 Malformed::Descriptor(2),
@@ -440,12 +449,12 @@ mod tests {
         }
         for head in [8, 0xFFFF] {
             driver.offer(head);
-            let taken = queue.take(&window, 16..=512).unwrap().unwrap();
+            let taken = queue.take(&window, MESSAGE).unwrap().unwrap();
             assert_eq!(taken.unwrap_err(), Malformed::NoSuchDescriptor);
         }
         driver.describe(2, BUFFERS, 20, 0);
         driver.offer(2);
-        assert!(queue.take(&window, 16..=512).unwrap().unwrap().is_ok());
+        assert!(queue.take(&window, MESSAGE).unwrap().unwrap().is_ok());
     }
 
     #[test]
