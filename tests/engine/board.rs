@@ -1,0 +1,284 @@
+//! The devices, as firmware and daemon meet in them.
+
+use std::time::Duration;
+
+use rprocd::engine::rv32::Rv32;
+use rprocd::engine::rv32::board::{finisher, mailbox, plic, uart, watchdog};
+use rprocd::engine::{CrashKind, Engine, NotifyId, RunEnd};
+use rprocd::memory::Ram;
+
+use super::asm::*;
+use super::machine::{BASE, Machine, da};
+
+const HANDLER: u32 = BASE + 0x1000;
+const MEI: u32 = 1 << 11;
+const MIE_BIT: u32 = 1 << 3;
+
+/// Enables the mailbox's interrupt for all ids.
+fn enable_mailbox(asm: &mut Asm) {
+    let irq = plic::MAILBOX_IRQ;
+    asm.poke(plic::BASE + plic::PRIORITY + 4 * irq, 1);
+    asm.poke(plic::BASE + plic::ENABLE, 1 << irq);
+    asm.poke(mailbox::BASE + mailbox::ENABLE_LO, u32::MAX);
+    asm.poke(mailbox::BASE + mailbox::ENABLE_HI, u32::MAX);
+    asm.set(MIE, MEI);
+}
+
+/// Firmware that answers each kick with a kick on the next id.
+fn echo() -> Machine {
+    let mut machine = Machine::running(|asm| {
+        asm.set(MTVEC, HANDLER);
+        enable_mailbox(asm);
+        asm.op(csrrsi(ZERO, MSTATUS, MIE_BIT))
+            .op(WFI)
+            .op(jal(ZERO, -4));
+    });
+    let mut handler = Asm::at(HANDLER);
+    handler.peek(S0, plic::BASE + plic::CLAIM);
+    handler
+        .peek(S1, mailbox::BASE + mailbox::PENDING_LO)
+        .op(sw(S1, T0, 0));
+    // From the (one) pending bit to the number of the next id.
+    handler.op(addi(A0, ZERO, 0));
+    handler
+        .op(addi(A0, A0, 1))
+        .op(i_type(0x13, 5, S1, S1, 1))
+        .op(bne(S1, ZERO, -8));
+    handler
+        .li(T0, mailbox::BASE)
+        .op(sw(A0, T0, mailbox::KICK as i32));
+    handler
+        .li(T0, plic::BASE + plic::CLAIM)
+        .op(sw(S0, T0, 0))
+        .op(MRET);
+    machine.load(HANDLER, handler.bytes());
+    machine
+}
+
+#[test]
+fn a_kick_wakes_the_firmware_and_its_answer_is_in_the_same_turn() {
+    let mut machine = echo();
+    machine.assert_waits();
+    for id in [0, 4, 30, 0] {
+        machine.kick(id);
+        let run = machine.run();
+        assert_eq!(run.end, RunEnd::Waiting { until: None });
+        assert_eq!(run.kicks.0, 1 << (id + 1));
+    }
+    assert_eq!(machine.registers().x[S0 as usize], plic::MAILBOX_IRQ);
+    assert!(machine.run().kicks.is_empty());
+}
+
+#[test]
+fn a_kick_before_the_firmware_enables_it_is_not_lost() {
+    let mut machine = echo();
+    machine.kick(2);
+    let run = machine.run();
+    assert!(run.kicks.contains(NotifyId(3)));
+}
+
+#[test]
+fn kicks_and_incarnation_do_not_outlive_a_start() {
+    let mut machine = Machine::running(|asm| {
+        asm.poke(mailbox::BASE + mailbox::KICK, 9);
+        asm.peek(A0, mailbox::BASE + mailbox::PENDING_LO);
+        asm.peek(A1, mailbox::BASE + mailbox::INCARNATION);
+        asm.peek(A2, mailbox::BASE + mailbox::ID);
+        asm.power_off();
+    });
+    machine.kick(0);
+    machine.core.start(da(BASE), 77).unwrap();
+    let run = machine.run();
+    assert_eq!(run.end, RunEnd::PoweredOff);
+    assert!(run.kicks.contains(NotifyId(9)));
+    assert_eq!(machine.registers().x[10..13], [0, 77, mailbox::ID_VALUE]);
+    // Powered off it stays.
+    let again = machine.run();
+    assert!(again.kicks.is_empty());
+    assert_eq!(again.end, RunEnd::PoweredOff);
+}
+
+#[test]
+fn kicks_of_a_turn_that_ends_in_a_crash_are_reported() {
+    let mut machine = Machine::running(|asm| {
+        asm.poke(mailbox::BASE + mailbox::KICK, 5).op(EBREAK);
+    });
+    let run = machine.run();
+    assert!(matches!(run.end, RunEnd::Crashed(_)));
+    assert!(run.kicks.contains(NotifyId(5)));
+}
+
+#[test]
+fn kicks_on_ids_that_do_not_exist_are_counted() {
+    let mut machine = Machine::running(|asm| {
+        asm.poke(mailbox::BASE + mailbox::KICK, 64);
+        asm.poke(mailbox::BASE + mailbox::KICK, u32::MAX).op(WFI);
+    });
+    let run = machine.run();
+    assert!(run.kicks.is_empty());
+    assert_eq!(machine.core.statistics().ignored_kicks, 2);
+    machine.kick(64);
+    machine.kick(255);
+    machine.assert_waits();
+}
+
+#[test]
+fn a_fault_reported_by_the_firmware_is_a_crash_with_its_words() {
+    let mut machine = Machine::running(|asm| {
+        asm.poke(mailbox::BASE + mailbox::FAULT_ADDRESS, 0x8000_1234);
+        asm.poke(mailbox::BASE + mailbox::FAULT, 5);
+    });
+    machine.assert_crash(
+        CrashKind::FatalError,
+        &["load access fault", "0x80001234", "pc 0x80000024"],
+    );
+    let mut machine = Machine::running(|asm| {
+        asm.poke(mailbox::BASE + mailbox::FAULT, 0xdead);
+    });
+    machine.assert_crash(CrashKind::FatalError, &["0xdead", "0x00000000"]);
+}
+
+#[test]
+fn the_finisher_fails_with_a_code_or_asks_for_a_reset() {
+    let mut machine = Machine::running(|asm| {
+        asm.poke(finisher::BASE, 3 << 16 | finisher::FAIL);
+    });
+    machine.assert_crash(CrashKind::FatalError, &["failure code 3"]);
+    let mut machine = Machine::running(|asm| {
+        asm.poke(finisher::BASE, finisher::RESET);
+    });
+    machine.assert_crash(CrashKind::FatalError, &["reset"]);
+}
+
+#[test]
+fn the_watchdog_bites_a_busy_loop() {
+    let mut machine = Machine::running(|asm| {
+        asm.poke(watchdog::BASE + watchdog::CONTROL, 1)
+            .op(jal(ZERO, 0));
+    });
+    assert_eq!(machine.run().end, RunEnd::BudgetSpent);
+    machine.pass(Duration::from_millis(999));
+    assert_eq!(machine.run().end, RunEnd::BudgetSpent);
+    machine.pass(Duration::from_millis(1));
+    machine.assert_crash(CrashKind::Watchdog, &["1000 ms", "pc 0x80000014"]);
+}
+
+#[test]
+fn the_watchdog_bites_within_one_long_turn() {
+    let mut machine = Machine::running(|asm| {
+        asm.poke(watchdog::BASE + watchdog::CONTROL, 1)
+            .op(jal(ZERO, 0));
+    });
+    machine.clock_moves_at_each_look(Duration::from_millis(50));
+    machine.assert_crash(CrashKind::Watchdog, &[]);
+}
+
+#[test]
+fn a_waiting_core_is_to_be_run_again_when_the_watchdog_would_bite() {
+    let mut machine = Machine::running(|asm| {
+        asm.poke(watchdog::BASE + watchdog::TIMEOUT_MS, 20);
+        asm.poke(watchdog::BASE + watchdog::CONTROL, 1);
+        asm.poke(0x0200_4000, 500_000).poke(0x0200_4004, 0);
+        asm.set(MIE, 1 << 7).op(WFI);
+    });
+    // The timer's 50 ms come later.
+    let until = Some(machine.at(Duration::from_millis(20)));
+    assert_eq!(machine.run().end, RunEnd::Waiting { until });
+    machine.pass(Duration::from_millis(20));
+    machine.assert_crash(CrashKind::Watchdog, &["20 ms"]);
+}
+
+#[test]
+fn a_feeding_after_the_bite_is_too_late() {
+    let mut machine = Machine::running(|asm| {
+        asm.poke(watchdog::BASE + watchdog::TIMEOUT_MS, 1);
+        asm.poke(watchdog::BASE + watchdog::CONTROL, 1);
+        asm.poke(watchdog::BASE + watchdog::FEED, watchdog::FEED_VALUE);
+        asm.power_off();
+    });
+    machine.clock_moves_at_each_look(Duration::from_millis(1));
+    machine.assert_crash(CrashKind::Watchdog, &["0x80000038"]);
+}
+
+#[test]
+fn a_fed_watchdog_lets_the_core_live() {
+    let mut machine = Machine::running(|asm| {
+        asm.poke(watchdog::BASE + watchdog::CONTROL, 1);
+        asm.poke(watchdog::BASE + watchdog::FEED, watchdog::FEED_VALUE);
+        asm.op(jal(ZERO, -4));
+    });
+    for _ in 0..10 {
+        assert_eq!(machine.run().end, RunEnd::BudgetSpent);
+        machine.pass(Duration::from_millis(900));
+        // The loop stores to FEED again and again.
+    }
+}
+
+#[test]
+fn console_output_arrives_as_lines_and_the_rest_when_the_core_ends() {
+    let mut machine = Machine::running(|asm| {
+        asm.li(T0, uart::BASE);
+        for byte in b"hello\r\nworld\x07" {
+            asm.op(addi(T1, ZERO, i32::from(*byte))).op(sb(T1, T0, 0));
+        }
+        asm.power_off();
+    });
+    machine.finish();
+    assert_eq!(machine.lines(), ["hello", "world\\x07"]);
+}
+
+#[test]
+fn the_uart_interrupts_through_the_plic() {
+    let irq = plic::UART_IRQ;
+    let mut machine = Machine::running(|asm| {
+        asm.poke(plic::BASE + plic::PRIORITY + 4 * irq, 1);
+        asm.poke(plic::BASE + plic::ENABLE, 1 << irq).set(MIE, MEI);
+        asm.li(T0, uart::BASE).op(addi(T1, ZERO, 2));
+        asm.op(sb(T1, T0, uart::IER as i32)).op(WFI);
+        asm.peek(A0, plic::BASE + plic::CLAIM).op(csrr(A1, MIP));
+        asm.power_off();
+    });
+    assert_eq!(machine.finish()[10..12], [irq, 0]);
+}
+
+#[test]
+fn an_endless_flood_on_the_console_is_limited() {
+    let mut machine = Machine::running(|asm| {
+        asm.li(T0, uart::BASE).op(addi(T1, ZERO, 10));
+        asm.op(sb(T1, T0, 0)).op(jal(ZERO, -4));
+    });
+    assert_eq!(machine.run().end, RunEnd::BudgetSpent);
+    assert_eq!(machine.lines().len(), 200);
+    assert!(machine.core.statistics().suppressed_lines > 10_000);
+    machine.core.stop();
+    assert!(machine.lines()[200].ends_with("lines left out)"));
+}
+
+#[test]
+fn stopping_twice_is_stopping_once() {
+    let mut machine = echo();
+    machine.assert_waits();
+    machine.core.stop();
+    machine.core.stop();
+    machine.kick(1);
+    let run = machine.run();
+    assert_eq!(run.end, RunEnd::Waiting { until: None });
+    assert!(run.kicks.is_empty());
+    machine.start(BASE);
+    machine.kick(1);
+    assert!(machine.run().kicks.contains(NotifyId(2)));
+}
+
+#[test]
+fn ram_must_be_where_the_board_has_it() {
+    let ram = Ram::new("elsewhere", da(0x4000_0000), 4096).unwrap();
+    assert!(Rv32::new(ram).is_err());
+}
+
+#[test]
+fn it_says_what_it_is_and_takes() {
+    let machine = Machine::new();
+    assert_eq!(machine.core.kind(), "rv32");
+    assert_eq!(machine.core.image_rules().machine, 243);
+    assert_eq!(machine.core.ram().base(), da(BASE));
+}
