@@ -10,8 +10,8 @@
 //!
 //! Stores are not watched: the daemon writes the same RAM. Firmware that changes code says
 //! `fence.i`, as "Zifencei" demands, and then the whole arena is forgotten. The memory is bounded
-//! whatever the firmware does: [`ARENA_OPS`] ops and [`BUCKETS`] heads of chains, 2.2 MiB, and
-//! the host gives those only once they are used.
+//! whatever the firmware does, and whatever the size of the RAM: [`ARENA_OPS`] ops, which grow
+//! with use, and [`BUCKETS`] heads of chains, 2.2 MiB in all.
 
 use super::decode::{decode, length};
 use super::fast_ram::FastRam;
@@ -191,5 +191,82 @@ fn fetch(ram: FastRam<'_>, pc: u32) -> (Op, u32) {
             length,
         ),
         None => (Op::new(Kind::FetchFault, pc, next), 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::engine::rv32::board::ram::BASE;
+    use crate::memory::{DeviceAddress, Ram};
+
+    fn ram() -> Arc<Ram> {
+        Ram::new("test", DeviceAddress(u64::from(BASE)), 4096).unwrap()
+    }
+
+    #[test]
+    fn a_block_is_found_until_the_flush() {
+        let ram = ram();
+        let mut code = CodeCache::new();
+        assert_eq!(code.find(BASE), 0);
+        let entry = code.translate(FastRam::new(&ram), BASE).entry;
+        assert_eq!(code.find(BASE), entry);
+        assert_eq!(code.find(BASE + 2), 0);
+        code.flush();
+        assert_eq!(code.find(BASE), 0);
+    }
+
+    #[test]
+    fn a_block_ends_at_its_limit_and_says_where_to_go_on() {
+        let ram = ram();
+        let view = FastRam::new(&ram);
+        for at in 0..1024 {
+            view.store_word(BASE + 4 * at, 0x13).unwrap();
+        }
+        let mut code = CodeCache::new();
+        let decoded = code.translate(view, BASE);
+        assert_eq!(decoded.cost, u64::from(BLOCK_LIMIT) + 2);
+        let last = code.ops().last().unwrap();
+        assert_eq!(last.kind, Kind::Fall);
+        assert_eq!(last.pc, BASE + 4 * u32::from(BLOCK_LIMIT));
+        assert_eq!(last.rd, BLOCK_LIMIT);
+    }
+
+    #[test]
+    fn a_link_from_before_a_flush_is_not_made() {
+        let ram = ram();
+        let view = FastRam::new(&ram);
+        let mut code = CodeCache::new();
+        let from = code.translate(view, BASE).entry;
+        let generation = code.generation();
+        code.flush();
+        let entry = code.translate(view, BASE).entry;
+        code.link(from, generation, entry);
+        assert_eq!(code.ops()[from as usize].link, 0);
+        code.link(from, code.generation(), entry);
+        assert_eq!(code.ops()[from as usize].link, entry);
+    }
+
+    #[test]
+    fn the_arena_does_not_grow_past_its_size_nor_a_chain_past_its_length() {
+        let ram = ram();
+        let view = FastRam::new(&ram);
+        let mut code = CodeCache::new();
+        // Most of these addresses have nothing to fetch, which is a block too.
+        for number in 0..ARENA_OPS as u32 {
+            let pc = number.wrapping_mul(2 * BUCKETS as u32);
+            let entry = code.translate(view, pc).entry;
+            assert_eq!(code.find(pc), entry);
+            assert!(code.ops().len() <= ARENA_OPS);
+        }
+        let mut at = code.buckets[0];
+        let mut length = 0;
+        while at != 0 {
+            at = code.ops()[at as usize].link;
+            length += 1;
+        }
+        assert!(length <= CHAIN_LIMIT, "{length}");
     }
 }

@@ -309,3 +309,67 @@ fn compressed(raw: u32, pc: u32) -> Option<Op> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What an instruction at 0x8000_0000 decodes to: kind, rd, rs1, rs2, imm.
+    fn fields(raw: u32) -> (Kind, u8, u8, u8, u32) {
+        let op = decode(raw, 0x8000_0000);
+        (op.kind, op.rd, op.rs1, op.rs2, op.imm)
+    }
+
+    #[test]
+    fn immediates_are_put_together_and_sign_extended() {
+        // addi a0, a1, -1; lui a0, 0xfffff; auipc a0, 1; sw a0, -4(sp)
+        assert_eq!(fields(0xfff5_8513), (Kind::Addi, 10, 11, 0, 0xffff_ffff));
+        assert_eq!(fields(0xffff_f537), (Kind::Lui, 10, 0, 0, 0xffff_f000));
+        assert_eq!(fields(0x0000_1517), (Kind::Lui, 10, 0, 0, 0x8000_1000));
+        assert_eq!(fields(0xfea1_2e23), (Kind::Sw, SINK, 2, 10, 0xffff_fffc));
+        // beq a0, a1, .-4096; jal ra, .-2
+        assert_eq!(fields(0x80b5_0063), (Kind::Beq, SINK, 10, 11, 0x7fff_f000));
+        assert_eq!(fields(0xffff_f0ef), (Kind::Jal, 1, 0, 4, 0x7fff_fffe));
+    }
+
+    #[test]
+    fn reserved_encodings_are_illegal() {
+        for raw in [
+            0x0000_0000, // the defined illegal instruction
+            0x0000_2000, // c.fld
+            0x0000_6101, // c.addi16sp 0
+            0x0000_6081, // c.lui ra, 0
+            0x0000_9001, // c.srli with the sixth bit
+            0x0000_9c01, // c.subw
+            0x0000_1002, // c.slli with the sixth bit
+            0x0000_4002, // c.lwsp x0
+            0x0000_8002, // c.jr x0
+            0x0200_1013, // slli by 32
+            0x0000_3003, // ld
+            0x0000_3023, // sd
+            0x0000_2063, // branch, funct3 2
+            0x0000_1067, // jalr, funct3 1
+            0x0000_302f, // amoadd.d
+            0x1010_202f, // lr.w with rs2
+            0x0000_001f, // longer than 32 bits
+        ] {
+            assert_eq!(decode(raw, 0).kind, Kind::Illegal, "{raw:#010x}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_op_writes_x0_or_names_a_register_that_is_not(raw: u32, pc: u32) {
+            let op = decode(raw, pc & !1);
+            prop_assert!((1..=SINK).contains(&op.rd));
+            prop_assert!(op.rs1 < SINK);
+            prop_assert!(op.rs2 < SINK);
+            prop_assert_eq!(op.pc, pc & !1);
+            if matches!(op.kind, Kind::Illegal) && raw & 3 != 3 {
+                prop_assert_eq!(op.imm, raw & 0xffff);
+            }
+        }
+    }
+}

@@ -4,8 +4,9 @@
 //! file of the engine with unsafe code. What does not: registers of devices, traps, and anything
 //! that looks at what was read.
 //!
-//! The same bytes are read and written by the relay (on the same thread) and one day perhaps by
-//! another process, so no plain reference to them is ever made. Aligned accesses are relaxed
+//! The same bytes are read and written by the relay (under the same core's lock, which is what
+//! keeps its plain volatile accesses from running at the same time as these) and one day perhaps
+//! by another process, so no plain reference to them is ever made. Aligned accesses are relaxed
 //! atomics of their own size, misaligned ones go byte by byte, and what the A extension does is
 //! done by the host's atomics on the same word.
 #![expect(
@@ -58,8 +59,8 @@ impl<'a> FastRam<'a> {
         let at = unsafe { self.start.add(offset as usize) };
         // SAFETY: `from_ptr` wants alignment (a byte has none), memory valid for reads and writes
         // during `'a` (the `Ram` is borrowed for `'a`, is mapped so and sealed against shrinking),
-        // and no conflicting non-atomic access at the same time (nothing else in this process
-        // runs while the engine does: one thread drives a core at a time).
+        // and no conflicting non-atomic access at the same time (who touches the RAM of a core holds
+        // its lock, and so does who runs it).
         Some(unsafe { AtomicU8::from_ptr(at) })
     }
 
@@ -78,7 +79,7 @@ impl<'a> FastRam<'a> {
         // SAFETY: `from_ptr` wants alignment (`start` is a page's, `offset` is even), memory valid
         // for reads and writes during `'a` (`offset + 2 <= len`; the `Ram` is borrowed for `'a`
         // and sealed against shrinking), and no conflicting non-atomic access at the same time
-        // (one thread drives a core at a time).
+        // (who touches the RAM of a core holds its lock, and so does who runs it).
         Some(unsafe { AtomicU16::from_ptr(at.cast()) })
     }
 
@@ -96,7 +97,8 @@ impl<'a> FastRam<'a> {
         // SAFETY: `from_ptr` wants alignment (`start` is a page's, `offset` a multiple of 4),
         // memory valid for reads and writes during `'a` (`offset + 4 <= len`, `len` being a
         // multiple of 4096; the `Ram` is borrowed for `'a` and sealed against shrinking), and no
-        // conflicting non-atomic access at the same time (one thread drives a core at a time).
+        // conflicting non-atomic access at the same time (who touches the RAM of a core holds its
+        // lock, and so does who runs it).
         Some(unsafe { AtomicU32::from_ptr(at.cast()) })
     }
 
@@ -218,5 +220,85 @@ impl<'a> FastRam<'a> {
             Ordering::SeqCst,
         );
         Some(done.is_ok())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::memory::DeviceAddress;
+
+    const BASE: u32 = board::ram::BASE;
+
+    fn ram(base: u64, len: u64) -> Arc<Ram> {
+        Ram::new("test", DeviceAddress(base), len).unwrap()
+    }
+
+    #[test]
+    fn exactly_the_bytes_of_the_ram_answer() {
+        let ram = ram(u64::from(BASE), 4096);
+        let view = FastRam::new(&ram);
+        let end = BASE + 4096;
+        for (address, byte, half, word) in [
+            (0, false, false, false),
+            (BASE - 4, false, false, false),
+            (BASE - 1, false, false, false),
+            (BASE, true, true, true),
+            (BASE + 1, true, true, true),
+            (end - 4, true, true, true),
+            (end - 3, true, true, false),
+            (end - 2, true, true, false),
+            (end - 1, true, false, false),
+            (end, false, false, false),
+            (u32::MAX, false, false, false),
+        ] {
+            assert_eq!(view.load_byte(address).is_some(), byte, "{address:#x}");
+            assert_eq!(view.load_half(address).is_some(), half, "{address:#x}");
+            assert_eq!(view.load_word(address).is_some(), word, "{address:#x}");
+            assert_eq!(view.store_byte(address, 1).is_some(), byte);
+            assert_eq!(view.store_half(address, 1).is_some(), half);
+            assert_eq!(view.store_word(address, 1).is_some(), word);
+            let aligned = word && address.is_multiple_of(4);
+            assert_eq!(view.amo(Kind::AmoAdd, address, 1).is_some(), aligned);
+            assert_eq!(view.load_reserved(address).is_some(), aligned);
+            assert_eq!(view.store_conditional(address, 0, 0).is_some(), aligned);
+        }
+    }
+
+    #[test]
+    fn nothing_wraps_around_where_the_ram_ends_with_the_address_space() {
+        let ram = ram(u64::from(BASE), 0x8000_0000);
+        let view = FastRam::new(&ram);
+        assert_eq!(view.store_word(0xffff_fffc, 0x0403_0201), Some(()));
+        assert_eq!(view.load_half(0xffff_fffd), Some(0x0302));
+        assert_eq!(view.load_byte(u32::MAX), Some(4));
+        assert_eq!(view.load_half(u32::MAX), None);
+        assert_eq!(view.load_word(0xffff_fffd), None);
+        for below in [0, 1, 2, 3, BASE - 4, BASE - 3, BASE - 2, BASE - 1] {
+            assert_eq!(view.load_word(below), None);
+            assert_eq!(view.load_half(below), None);
+        }
+    }
+
+    #[test]
+    fn ram_elsewhere_is_not_looked_at() {
+        let ram = ram(0x4000_0000, 4096);
+        let view = FastRam::new(&ram);
+        assert_eq!(view.load_byte(BASE), None);
+        assert_eq!(view.load_byte(0x4000_0000), None);
+    }
+
+    #[test]
+    fn a_misaligned_store_changes_its_own_bytes_only() {
+        let ram = ram(u64::from(BASE), 4096);
+        let view = FastRam::new(&ram);
+        view.store_word(BASE, u32::MAX).unwrap();
+        view.store_word(BASE + 4, u32::MAX).unwrap();
+        view.store_word(BASE + 3, 0x1122_3344).unwrap();
+        assert_eq!(view.load_word(BASE), Some(0x44ff_ffff));
+        assert_eq!(view.load_word(BASE + 4), Some(0xff11_2233));
+        assert_eq!(view.load_word(BASE + 3), Some(0x1122_3344));
     }
 }
