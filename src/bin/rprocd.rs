@@ -94,7 +94,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
             }
         }
         if config.auto_boot {
-            core.start()??;
+            core.start()?;
         }
     }
 

@@ -29,14 +29,18 @@ impl NotifyId {
 pub struct NotifySet(pub u64);
 
 impl NotifySet {
-    /// Adds an id.
+    /// Adds an id. One past [`NotifyId::LIMIT`] does not exist and is not added.
     pub fn insert(&mut self, id: NotifyId) {
-        self.0 |= 1 << id.0;
+        self.0 |= Self::bit(id);
     }
 
     /// Is the id in the set?
     pub fn contains(self, id: NotifyId) -> bool {
-        self.0 & (1 << id.0) != 0
+        self.0 & Self::bit(id) != 0
+    }
+
+    fn bit(id: NotifyId) -> u64 {
+        1u64.checked_shl(u32::from(id.0)).unwrap_or(0)
     }
 
     /// Is nothing in it?

@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -34,35 +34,27 @@ const WORK_JOB: u32 = 1 << 1;
 
 type Job = Box<dyn FnOnce(&mut Machine) + Send>;
 
-/// The core is not driven any more: a thread panicked while it drove it. That is a bug of rprocd.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("the core is not driven any more after an internal error; see the log, restart rprocd")]
-pub struct Gone;
-
-/// Nanoseconds after [`Alarm::epoch`] that mean "never".
-const NEVER: u64 = u64::MAX;
-
 /// When the core wants to be driven without an event, and until when its thread sleeps.
 struct Alarm {
-    epoch: Instant,
-    wanted: AtomicU64,
-    /// Until when the thread sleeps; 0 while it is awake.
-    sleeps_until: AtomicU64,
+    times: Mutex<Times>,
     bell: OwnedFd,
+}
+
+struct Times {
+    wanted: Later,
+    /// What was wanted when the thread went to sleep; `None` while it is awake.
+    asleep: Option<Later>,
 }
 
 impl Alarm {
     fn new() -> io::Result<Self> {
         Ok(Self {
-            epoch: Instant::now(),
-            wanted: AtomicU64::new(NEVER),
-            sleeps_until: AtomicU64::new(0),
+            times: Mutex::new(Times {
+                wanted: Later::Nothing,
+                asleep: None,
+            }),
             bell: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
         })
-    }
-
-    fn now(&self) -> u64 {
-        nanoseconds(self.epoch.elapsed())
     }
 
     fn ring(&self) {
@@ -70,51 +62,40 @@ impl Alarm {
         let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
     }
 
-    /// Called by whoever drives, one at a time.
-    fn set(&self, later: Later) {
-        let at = match later {
-            Later::Nothing => NEVER,
-            Later::At(at) => nanoseconds(at.saturating_duration_since(self.epoch)),
-            Later::AtOnce => 0,
-        };
-        // Pairs with the two accesses in `sleep`: either we see how long the thread sleeps, or it
-        // sees what is wanted.
-        self.wanted.store(at, Ordering::SeqCst);
-        if at < self.sleeps_until.load(Ordering::SeqCst) {
+    /// Called by whoever drives.
+    fn set(&self, wanted: Later) {
+        let mut times = lock(&self.times);
+        times.wanted = wanted;
+        let oversleeps = times.asleep.is_some_and(|until| wanted < until);
+        drop(times);
+        if oversleeps {
             self.ring();
         }
     }
 
     /// Sleeps until the alarm is due or the bell rings.
     fn sleep(&self) {
-        let mut until;
-        loop {
-            until = self.wanted.load(Ordering::SeqCst);
-            self.sleeps_until.store(until, Ordering::SeqCst);
-            if self.wanted.load(Ordering::SeqCst) >= until {
-                break;
-            }
-        }
-        let timeout = match until {
-            NEVER => None,
-            until => {
-                let left = Duration::from_nanos(until.saturating_sub(self.now()));
-                Timespec::try_from(left).ok()
-            }
+        let until = {
+            let mut times = lock(&self.times);
+            times.asleep = Some(times.wanted);
+            times.wanted
         };
-        if until == NEVER || timeout.is_some_and(|left| left.tv_sec != 0 || left.tv_nsec != 0) {
+        let left = match until {
+            Later::AtOnce => Some(Duration::ZERO),
+            Later::At(at) => Some(at.saturating_duration_since(Instant::now())),
+            Later::Nothing => None,
+        };
+        if left != Some(Duration::ZERO) {
             let mut fds = [PollFd::new(&self.bell, PollFlags::IN)];
-            // Interrupted or not: the caller looks at the core and comes back.
+            // Interrupted or not: the caller looks at the core and comes back. A time too far
+            // away for the host's clock is never.
+            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
             let _ = poll(&mut fds, timeout.as_ref());
         }
-        self.sleeps_until.store(0, Ordering::SeqCst);
+        lock(&self.times).asleep = None;
         let mut count = [0u8; 8];
         let _ = rustix::io::read(&self.bell, &mut count);
     }
-}
-
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(NEVER - 1)
 }
 
 struct Shared {
@@ -149,16 +130,14 @@ impl Shared {
     }
 
     /// Has `job` done by whoever drives the core, and waits for its result.
-    fn ask<R: Send + 'static>(
-        &self,
-        job: impl FnOnce(&mut Machine) -> R + Send + 'static,
-    ) -> Result<R, Gone> {
+    fn ask<R: Send + 'static>(&self, job: impl FnOnce(&mut Machine) -> R + Send + 'static) -> R {
         let (answer, wait) = mpsc::sync_channel(1);
         lock(&self.jobs).push_back(Box::new(move |machine| {
             let _ = answer.send(job(machine));
         }));
         self.bring(WORK_JOB);
-        wait.recv().map_err(|_| Gone)
+        // Every job is done: whoever drives empties the queue, or the process is aborted.
+        wait.recv().expect("jobs are not thrown away")
     }
 
     fn run(&self) {
@@ -215,32 +194,26 @@ impl Core {
     /// Boots the core.
     ///
     /// # Errors
-    /// [`Gone`], or why not: see [`Machine::start`].
-    pub fn start(&self) -> Result<Result<(), RequestError>, Gone> {
+    /// Why not: see [`Machine::start`].
+    pub fn start(&self) -> Result<(), RequestError> {
         self.shared.ask(Machine::start)
     }
 
     /// Stops the core.
     ///
     /// # Errors
-    /// [`Gone`], or why not: see [`Machine::stop`].
-    pub fn stop(&self) -> Result<Result<(), RequestError>, Gone> {
+    /// Why not: see [`Machine::stop`].
+    pub fn stop(&self) -> Result<(), RequestError> {
         self.shared.ask(Machine::stop)
     }
 
     /// The core's figures.
-    ///
-    /// # Errors
-    /// [`Gone`].
-    pub fn status(&self) -> Result<CoreStatus, Gone> {
+    pub fn status(&self) -> CoreStatus {
         self.shared.ask(|machine| machine.status())
     }
 
     /// The text in the core's trace buffers.
-    ///
-    /// # Errors
-    /// [`Gone`].
-    pub fn trace(&self) -> Result<Vec<Vec<u8>>, Gone> {
+    pub fn trace(&self) -> Vec<Vec<u8>> {
         self.shared.ask(|machine| machine.trace())
     }
 
@@ -262,7 +235,7 @@ impl Core {
 
 impl Drop for Core {
     fn drop(&mut self) {
-        // Offline already, or gone: either way nothing runs.
+        // An error says that it is offline already.
         let _ = self.stop();
         self.shared.ending.store(true, Ordering::SeqCst);
         self.shared.alarm.ring();
@@ -291,24 +264,20 @@ impl GuestFace for Face {
         self.features
     }
 
-    fn attach(&self, index: usize, queue: GuestQueue) -> Option<Result<GuestState, RingFault>> {
+    fn attach(&self, index: usize, queue: GuestQueue) -> Result<GuestState, RingFault> {
         let vdev = self.vdev;
         self.shared
             .ask(move |machine| machine.attach(vdev, index, queue))
-            .ok()
     }
 
     fn detach(&self, index: usize) -> Option<u16> {
         let vdev = self.vdev;
-        self.shared
-            .ask(move |machine| machine.detach(vdev, index))
-            .ok()?
+        self.shared.ask(move |machine| machine.detach(vdev, index))
     }
 
     fn set_memory(&self, memory: Arc<GuestMemoryMmap>) {
         let vdev = self.vdev;
-        let _ = self
-            .shared
+        self.shared
             .ask(move |machine| machine.set_memory(vdev, memory));
     }
 
@@ -318,7 +287,7 @@ impl GuestFace for Face {
 
     fn gone(&self) {
         let vdev = self.vdev;
-        let _ = self.shared.ask(move |machine| machine.guest_gone(vdev));
+        self.shared.ask(move |machine| machine.guest_gone(vdev));
     }
 
     fn read_config(&self, offset: u32, into: &mut [u8]) {
@@ -328,15 +297,12 @@ impl GuestFace for Face {
             machine.read_config(vdev, offset, &mut bytes);
             bytes
         });
-        if let Ok(bytes) = read {
-            into.copy_from_slice(&bytes);
-        }
+        into.copy_from_slice(&read);
     }
 
     fn write_config(&self, offset: u32, bytes: &[u8]) {
         let (vdev, bytes) = (self.vdev, bytes.to_vec());
-        let _ = self
-            .shared
+        self.shared
             .ask(move |machine| machine.write_config(vdev, offset, &bytes));
     }
 }

@@ -146,15 +146,15 @@ enum State {
     Crashed(Incarnation, Crash),
 }
 
-/// What a turn of driving leaves for later.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// What a turn of driving leaves for later; the sooner, the smaller.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Later {
-    /// Nothing until an event comes.
-    Nothing,
-    /// Drive again at that time, unless an event comes before.
-    At(Instant),
     /// Drive again at once: the firmware is busy.
     AtOnce,
+    /// Drive again at that time, unless an event comes before.
+    At(Instant),
+    /// Nothing until an event comes.
+    Nothing,
 }
 
 /// A core: its engine, its firmware, its state, its vdevs.

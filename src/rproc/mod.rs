@@ -21,7 +21,7 @@ mod status;
 mod table;
 
 pub use boot::{BootError, BootPlan, TraceBuffer, VdevPlan, check_vdevs};
-pub use core::{Core, Gone};
+pub use core::Core;
 pub use drive::Driven;
 pub use machine::{Firmware, FirmwareError, Later, Machine, RequestError, vdev_label};
 pub use status::{AnnouncedStatus, CoreStatus, DirectionStatus, VdevStatus};

@@ -47,8 +47,8 @@ pub trait GuestFace: Send + Sync {
     /// Gives a queue to the core.
     ///
     /// # Errors
-    /// A [`RingFault`] if the ring cannot be used. `None` if the core is not driven any more.
-    fn attach(&self, index: usize, queue: GuestQueue) -> Option<Result<GuestState, RingFault>>;
+    /// A [`RingFault`] if the ring cannot be used.
+    fn attach(&self, index: usize, queue: GuestQueue) -> Result<GuestState, RingFault>;
 
     /// Takes a queue away from the core, which does not touch it after this; returns its
     /// position if it was there.
@@ -121,7 +121,7 @@ impl Backend {
                     vring: vring.clone(),
                 };
                 match self.face.attach(index, queue) {
-                    Some(Ok(state)) => {
+                    Ok(state) => {
                         debug!("{}: queue {index} attached: {layout:?}", self.face.label());
                         if state != GuestState::Incomplete {
                             info!(
@@ -136,12 +136,11 @@ impl Backend {
                         }
                         true
                     }
-                    Some(Err(fault)) => {
+                    Err(fault) => {
                         warn!("{}: queue {index} is refused: {fault}", self.face.label());
                         vring.report_error();
                         false
                     }
-                    None => false,
                 }
             },
             detach,
