@@ -1,0 +1,81 @@
+//! `rprocd-guest-check`: runs inside the guest, drives its rpmsg devices and checks what comes
+//! back, byte by byte. Each command ends with one line that a program can read; the exit code is
+//! 0 only when nothing was wrong.
+
+mod agent;
+mod ctrl;
+mod exchange;
+mod list;
+mod tty;
+mod wait;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+
+const USAGE: &str = "usage:
+  rprocd-guest-check list
+  rprocd-guest-check exchange DEV [--count N] [--size S] [--window W]
+  rprocd-guest-check create-channel CTRL NAME DST
+  rprocd-guest-check release-channel CTRL NAME DST
+  rprocd-guest-check create-endpoint CTRL NAME SRC DST
+  rprocd-guest-check tty DEV TEXT
+  rprocd-guest-check agent DEV
+Addresses are decimal or 0x hexadecimal; `any` is 0xffffffff.";
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match run(&words) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            println!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// `Ok(false)`: it ran, and something was wrong.
+fn run(words: &[&str]) -> Result<bool> {
+    match words {
+        ["list"] => list::list(),
+        ["exchange", device, options @ ..] => {
+            exchange::exchange(device, &exchange::Options::parse(options)?)
+        }
+        ["create-channel", control, name, dst] => {
+            ctrl::create_channel(control, name, address(dst)?)
+        }
+        ["release-channel", control, name, dst] => {
+            ctrl::release_channel(control, name, address(dst)?)
+        }
+        ["create-endpoint", control, name, src, dst] => {
+            ctrl::create_endpoint(control, name, address(src)?, address(dst)?)
+        }
+        ["tty", device, text] => tty::check_echo(device, text),
+        ["agent", device] => agent::serve(device).map(|()| true),
+        _ => bail!("{USAGE}"),
+    }
+}
+
+fn address(word: &str) -> Result<u32> {
+    let parsed = match word.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16),
+        None if word == "any" => Ok(u32::MAX),
+        None => word.parse(),
+    };
+    parsed.with_context(|| format!("`{word}` is not an rpmsg address (32 bits)"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::address;
+
+    #[test]
+    fn addresses_are_decimal_hexadecimal_or_any() {
+        assert_eq!(address("1024").unwrap(), 1024);
+        assert_eq!(address("0x400").unwrap(), 1024);
+        assert_eq!(address("any").unwrap(), u32::MAX);
+        assert!(address("-1").is_err());
+    }
+}
