@@ -1,3 +1,40 @@
 //! `cargo xtask`: what CI runs is what a person runs.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", about = "What CI runs is what a person runs")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show the main job: a Linux guest exchanges messages with firmware that rprocd runs
+    Demo(xtask::demo::Options),
+    /// Format, lints, documentation and every test, those in a VM included
+    Test(xtask::test::Options),
+    /// Build the firmware images into target/firmware
+    Fw,
+    /// Fetch and build what a guest VM needs, and print where it is
+    Kit(xtask::kit::Options),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Demo(options) => xtask::demo::run(&options),
+        Command::Test(options) => xtask::test::run(&options),
+        Command::Fw => xtask::firmware::run(),
+        Command::Kit(options) => xtask::kit::run(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

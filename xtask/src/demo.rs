@@ -1,0 +1,133 @@
+//! `cargo xtask demo`: the main job, shown.
+
+use std::fs;
+use std::io::IsTerminal;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::kit::{self, Kit};
+use crate::vm::{Console, Daemon, Guest, GuestOptions, Vdev};
+use crate::{cargo, firmware};
+
+const MESSAGES: u64 = 10_000;
+const SIZES: [usize; 2] = [496, 1];
+/// Emulated on a busy machine.
+const EXCHANGE_LIMIT: Duration = Duration::from_secs(300);
+const SHORT: Duration = Duration::from_secs(60);
+
+/// `cargo xtask demo`.
+#[derive(clap::Args, Debug)]
+pub struct Options {
+    /// Then stay in the guest, in a shell, with the cores running
+    #[arg(long)]
+    shell: bool,
+}
+
+/// Sets all up, runs the guest, and checks what it says.
+pub fn run(options: &Options) -> Result<()> {
+    if options.shell {
+        ensure!(
+            std::io::stdin().is_terminal(),
+            "--shell needs a terminal to type in"
+        );
+    }
+    let (kit, _) = kit::prepare(&kit::Options::default())?;
+    let images = firmware::build()?;
+    println!("demo: building rprocd");
+    cargo::show(cargo::cargo().args(["build", "--release", "--package", "rprocd", "--bins"]))?;
+    let programs = cargo::target_directory()?.join("release");
+
+    let path = cargo::root().join("vmm-config/demo/rprocd.toml");
+    let config =
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    println!("demo: starting rprocd with {}", path.display());
+    let daemon = Daemon::start(&programs.join("rprocd"), &config, &images)?;
+    let vdevs = vec![
+        Vdev::new(&daemon.path("echo.sock"), 0),
+        Vdev::new(&daemon.path("tty.sock"), 1),
+    ];
+    let exchanged = with_guest(options, &kit, &daemon, &programs, vdevs)
+        .with_context(|| daemon.evidence().trim_start().to_owned())?;
+    daemon.stop()?;
+    println!("demo: guest exchanged {exchanged} messages, 0 wrong");
+    Ok(())
+}
+
+fn with_guest(
+    options: &Options,
+    kit: &Kit,
+    daemon: &Daemon,
+    programs: &Path,
+    vdevs: Vec<Vdev>,
+) -> Result<u64> {
+    println!(
+        "demo: booting Linux {} in {} ({})",
+        kit.kernel_version, kit.qemu_version, kit.accel
+    );
+    let guest_options = if options.shell {
+        GuestOptions {
+            vdevs,
+            append: "rprocd.mode=shell".to_owned(),
+            console: Console::Terminal,
+        }
+    } else {
+        GuestOptions {
+            vdevs,
+            append: String::new(),
+            console: Console::Shown,
+        }
+    };
+    let mut guest = Guest::boot(kit, &guest_options)?;
+    if options.shell {
+        guest.wait()?;
+        println!();
+        println!("demo: the guest has powered off");
+        return Ok(0);
+    }
+
+    // Both channels are announced some time after the driver is up.
+    guest.wait_for("rprocd-guest-check list", SHORT, |list| {
+        list.contains("/dev/rpmsg0") && list.contains("/dev/ttyRPMSG0")
+    })?;
+    shown(&mut guest, "rprocd-guest-check list", SHORT)?;
+    let mut exchanged = 0;
+    for size in SIZES {
+        let command =
+            format!("rprocd-guest-check exchange /dev/rpmsg0 --count {MESSAGES} --size {size}");
+        let output = shown(&mut guest, &command, EXCHANGE_LIMIT)?;
+        let expected = format!("exchanged {MESSAGES} messages, 0 wrong");
+        ensure!(
+            output.trim_end().ends_with(&expected),
+            "the guest says\n{output}"
+        );
+        exchanged += MESSAGES;
+    }
+    shown(
+        &mut guest,
+        "rprocd-guest-check tty /dev/ttyRPMSG0 'hello from the guest'",
+        SHORT,
+    )?;
+
+    println!("demo: the trace that core `echo` wrote:");
+    cargo::show(
+        Command::new(programs.join("rprocctl"))
+            .arg("--socket")
+            .arg(daemon.path("control.sock"))
+            .args(["trace", "echo"]),
+    )?;
+    guest.power_off()?;
+    Ok(exchanged)
+}
+
+/// Runs a command in the guest with its output on the guest's console too.
+fn shown(guest: &mut Guest, command: &str, limit: Duration) -> Result<String> {
+    guest.run(
+        &format!(
+            "set -o pipefail; echo \"# {command}\" >/dev/console; {command} | tee /dev/console"
+        ),
+        limit,
+    )
+}

@@ -1,0 +1,135 @@
+//! What a guest VM needs: QEMU, a kernel, rpmsg modules, an initramfs.
+//!
+//! All of it lies in a cache folder, never in the source tree. Each piece has a folder of its own,
+//! named by version, and by a hash of those of our files that go into it; it is made aside and
+//! renamed into place. What is there is not made again, so that a second run needs no network.
+//! Which versions those are is decided once (`choice.json`) and again with `--update`.
+//!
+//! No rights of an administrator are needed, except to install a missing tool: packages are
+//! unpacked and not installed, and QEMU runs from its folder with the libraries beside it.
+
+mod accel;
+mod apt;
+mod cache;
+mod hash;
+mod initramfs;
+mod kernel;
+mod modules;
+mod qemu;
+mod tree;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+pub use self::cache::{Cache, tail};
+use crate::tools::{self, tool};
+
+/// Names the kit's description, for the VM tests.
+pub const KIT_VARIABLE: &str = "RPROCD_VM_KIT";
+
+/// `cargo xtask kit`.
+#[derive(clap::Args, Debug, Default)]
+pub struct Options {
+    /// Look for newer versions, though there is a kit that works
+    #[arg(long)]
+    pub update: bool,
+}
+
+/// What a guest VM is started with.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Kit {
+    /// A QEMU that can create `vhost-user-test-device-pci`.
+    pub qemu: PathBuf,
+    /// What it says of itself.
+    pub qemu_version: String,
+    /// `kvm` or `tcg`.
+    pub accel: String,
+    /// The kernel image.
+    pub kernel: PathBuf,
+    /// Its release, as `uname -r` has it.
+    pub kernel_version: String,
+    /// Busybox, the modules, the check program, our init.
+    pub initramfs: PathBuf,
+}
+
+impl Kit {
+    /// Reads the description that [`KIT_VARIABLE`] names.
+    pub fn from_environment() -> Result<Self> {
+        let path = std::env::var_os(KIT_VARIABLE).with_context(|| {
+            format!("{KIT_VARIABLE} is not set: run the VM tests with `cargo xtask test`")
+        })?;
+        let path = PathBuf::from(path);
+        let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_slice(&text)
+            .with_context(|| format!("{} is no description of a kit", path.display()))
+    }
+}
+
+/// `cargo xtask kit`: prepares everything and prints where it is.
+pub fn run(options: &Options) -> Result<()> {
+    let (kit, description) = prepare(options)?;
+    println!(
+        "kit: QEMU       {} ({})",
+        kit.qemu.display(),
+        kit.qemu_version
+    );
+    println!(
+        "kit: kernel     {} ({})",
+        kit.kernel.display(),
+        kit.kernel_version
+    );
+    println!("kit: initramfs  {}", kit.initramfs.display());
+    println!("kit: runs with  {}", kit.accel);
+    println!("kit: all this   {}", description.display());
+    Ok(())
+}
+
+/// Makes what is missing; returns the kit and the file that describes it.
+pub fn prepare(options: &Options) -> Result<(Kit, PathBuf)> {
+    tools::need(&[
+        tool("apt-get", "apt"),
+        tool("dpkg-deb", "dpkg"),
+        tool("tar", "tar"),
+        tool("xz", "xz-utils"),
+        tool("unshare", "util-linux"),
+        tool("mount", "mount"),
+        tool("chroot", "coreutils"),
+    ])?;
+    let cache = Cache::open()?;
+    let mut apt = apt::Apt::new(&cache);
+    let choice = if options.update {
+        None
+    } else {
+        apt::Choice::load(&cache)
+    };
+    let choice = match choice {
+        Some(choice) => choice,
+        None => apt.choose()?,
+    };
+    let qemu = qemu::get(&cache, &mut apt, &choice)?;
+    let kernel = kernel::get(&cache, &mut apt, &choice)?;
+    let modules = modules::get(&cache, &mut apt, &choice)?;
+    let initramfs = initramfs::get(&cache, &mut apt, &choice, &modules)?;
+    let mut kit = Kit {
+        qemu: qemu.program,
+        qemu_version: qemu.version,
+        accel: "tcg".to_owned(),
+        kernel,
+        kernel_version: choice.kernel.clone(),
+        initramfs,
+    };
+    kit.accel = accel::choose(&cache, &kit)?;
+    let description = cache.root().join("kit.json");
+    write_atomically(&description, &serde_json::to_vec_pretty(&kit)?)?;
+    Ok((kit, description))
+}
+
+/// Nobody ever sees half of the file.
+fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
+    let aside = path.with_extension("new");
+    fs::write(&aside, content).with_context(|| format!("cannot write {}", aside.display()))?;
+    fs::rename(&aside, path).with_context(|| format!("cannot write {}", path.display()))
+}

@@ -1,0 +1,13 @@
+//! What CI runs is what a person runs.
+//!
+//! - [`kit`] makes what a guest VM needs: QEMU, kernel, modules, initramfs.
+//! - [`vm`] runs a guest and the daemon; the demo and the VM tests both stand on it.
+//! - [`firmware`], [`demo`], [`test`] are the commands of `cargo xtask`.
+
+pub mod cargo;
+pub mod demo;
+pub mod firmware;
+pub mod kit;
+pub mod test;
+pub mod tools;
+pub mod vm;

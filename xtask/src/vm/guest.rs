@@ -1,0 +1,492 @@
+//! A Linux guest in QEMU, and the commands that it carries out.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::args::{self, escape};
+use super::qmp::Qmp;
+use super::wait_until;
+use crate::kit::Kit;
+
+/// Emulated on a busy machine, from QEMU's start to the agent. KVM needs a tenth of it.
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
+const POWER_OFF_LIMIT: Duration = Duration::from_secs(60);
+const MEMORY: &str = "256M";
+/// `panic=-1`: a guest that panics reboots at once, and the test sees it at once.
+const APPEND: &str = "console=ttyS0 panic=-1 quiet loglevel=5";
+
+/// Where the guest's console goes. It is kept in a file, except with `Terminal`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Console {
+    /// To the file only.
+    #[default]
+    Kept,
+    /// And on our standard output, each line with a mark.
+    Shown,
+    /// It is this terminal, for a person to type in.
+    Terminal,
+}
+
+/// How a guest is started.
+#[derive(Clone, Debug, Default)]
+pub struct GuestOptions {
+    /// Its devices from the start.
+    pub vdevs: Vec<Vdev>,
+    /// More words for the kernel's command line.
+    pub append: String,
+    /// Where its console goes.
+    pub console: Console,
+}
+
+/// One vdev of a firmware, as one device of the guest.
+#[derive(Clone, Debug)]
+pub struct Vdev {
+    /// Unique in the guest.
+    pub id: String,
+    /// The daemon's socket for it.
+    pub socket: PathBuf,
+    /// One of machine.args's ports.
+    pub port: String,
+}
+
+impl Vdev {
+    /// On port `number`, named after the socket's file.
+    pub fn new(socket: &Path, number: usize) -> Self {
+        let id = socket
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        Self {
+            id,
+            socket: socket.to_owned(),
+            port: format!("port{number}"),
+        }
+    }
+
+    fn words(&self) -> Result<Vec<String>> {
+        let socket = escape(&self.socket.to_string_lossy());
+        let values = [
+            ("ID", self.id.as_str()),
+            ("SOCKET", &socket),
+            ("PORT", &self.port),
+        ];
+        args::read("rpmsg-vdev.args", &values)
+    }
+}
+
+/// What a command in the guest ended with.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Its exit code.
+    pub exit: i32,
+    /// Both its streams.
+    pub output: String,
+}
+
+/// A running guest. QEMU is killed when it is dropped.
+pub struct Guest {
+    qemu: Child,
+    agent: Option<BufReader<UnixStream>>,
+    qmp: Option<Qmp>,
+    next_id: u64,
+    boot: String,
+    files: Files,
+    shown: Option<Shown>,
+}
+
+struct Files {
+    folder: TempDir,
+}
+
+impl Files {
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+}
+
+impl Guest {
+    /// Starts QEMU; the guest is not up yet.
+    pub fn start(kit: &Kit, options: &GuestOptions) -> Result<Self> {
+        let files = Files {
+            folder: tempfile::Builder::new().prefix("rprocd-vm-").tempdir()?,
+        };
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let console = match options.console {
+            Console::Terminal => "stdio,id=console,signal=off".to_owned(),
+            _ => format!(
+                "file,id=console,path={}",
+                escape(&text(&files.path("console.log")))
+            ),
+        };
+        File::create(files.path("console.log"))?;
+        let append = format!("{APPEND} {}", options.append);
+        let mut words = args::read(
+            "machine.args",
+            &[
+                ("MEMORY", MEMORY),
+                ("CPU", if kit.accel == "kvm" { "host" } else { "max" }),
+                ("ACCEL", &kit.accel),
+                ("KERNEL", &text(&kit.kernel)),
+                ("INITRAMFS", &text(&kit.initramfs)),
+                ("APPEND", append.trim()),
+                ("CONSOLE", &console),
+                ("AGENT", &escape(&text(&files.path("agent.sock")))),
+                ("QMP", &escape(&text(&files.path("qmp.sock")))),
+            ],
+        )?;
+        for vdev in &options.vdevs {
+            words.extend(vdev.words()?);
+        }
+        let log = File::create(files.path("qemu.log"))?;
+        let terminal = options.console == Console::Terminal;
+        let qemu = Command::new(&kit.qemu)
+            .args(&words)
+            .stdin(if terminal {
+                Stdio::inherit()
+            } else {
+                Stdio::null()
+            })
+            .stdout(if terminal {
+                Stdio::inherit()
+            } else {
+                log.try_clone()?.into()
+            })
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot run {}", kit.qemu.display()))?;
+        let shown =
+            (options.console == Console::Shown).then(|| Shown::start(files.path("console.log")));
+        Ok(Self {
+            qemu,
+            agent: None,
+            qmp: None,
+            next_id: 1,
+            boot: String::new(),
+            files,
+            shown,
+        })
+    }
+
+    /// Starts QEMU and waits until the guest carries out commands.
+    pub fn boot(kit: &Kit, options: &GuestOptions) -> Result<Self> {
+        let mut guest = Self::start(kit, options)?;
+        guest.wait_for_boot()?;
+        Ok(guest)
+    }
+
+    /// Waits for the agent of a boot that is not the one known so far.
+    fn wait_for_boot(&mut self) -> Result<()> {
+        let path = self.files.path("agent.sock");
+        let deadline = Instant::now() + BOOT_LIMIT;
+        while Instant::now() < deadline {
+            if let Some(status) = self.qemu.try_wait()? {
+                bail!(
+                    "QEMU ended with {status} before the guest was up{}",
+                    self.evidence()
+                );
+            }
+            if self.agent.is_none()
+                && let Ok(stream) = UnixStream::connect(&path)
+            {
+                stream.set_read_timeout(Some(Duration::from_millis(300)))?;
+                self.agent = Some(BufReader::new(stream));
+            }
+            let id = self.take_id();
+            if self.agent.is_some()
+                && let Some(boot) = self.ping(id)
+                && boot != self.boot
+            {
+                self.boot = boot;
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        bail!(
+            "the guest was not up after {} s{}",
+            BOOT_LIMIT.as_secs(),
+            self.evidence()
+        )
+    }
+
+    fn take_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    /// The boot's id, if the agent answers at once.
+    fn ping(&mut self, id: u64) -> Option<String> {
+        let agent = self.agent.as_mut()?;
+        agent
+            .get_mut()
+            .write_all(format!("ping {id}\n").as_bytes())
+            .ok()?;
+        let mut line = Vec::new();
+        // Before its own answer there may be those to earlier pings.
+        while agent
+            .read_until(b'\n', &mut line)
+            .is_ok_and(|length| length > 0)
+        {
+            let text = String::from_utf8_lossy(&line).trim().to_owned();
+            line.clear();
+            if let Some(boot) = text.strip_prefix(&format!("pong {id} ")) {
+                return Some(boot.to_owned());
+            }
+        }
+        None
+    }
+
+    /// Runs a shell command in the guest, whatever it ends with.
+    pub fn ask(&mut self, command: &str, limit: Duration) -> Result<Answer> {
+        ensure!(!command.contains('\n'), "a command is one line");
+        let id = self.take_id();
+        let seconds = limit.as_secs().max(1);
+        let agent = self.agent.as_mut().context("the guest is not up")?;
+        // The guest keeps the limit; this is for a guest that does not.
+        agent
+            .get_mut()
+            .set_read_timeout(Some(limit + Duration::from_secs(20)))?;
+        let result = Self::exchange(agent, id, seconds, command);
+        agent
+            .get_mut()
+            .set_read_timeout(Some(Duration::from_millis(300)))?;
+        result.with_context(|| format!("`{command}` in the guest{}", self.evidence()))
+    }
+
+    fn exchange(
+        agent: &mut BufReader<UnixStream>,
+        id: u64,
+        seconds: u64,
+        command: &str,
+    ) -> Result<Answer> {
+        agent
+            .get_mut()
+            .write_all(format!("run {id} {seconds} {command}\n").as_bytes())?;
+        let header = loop {
+            let mut line = String::new();
+            let length = agent.read_line(&mut line).context("no answer")?;
+            ensure!(length > 0, "the agent's connection closed");
+            if let Some(rest) = line.trim().strip_prefix(&format!("done {id} ")) {
+                break rest.to_owned();
+            }
+        };
+        let (exit, length) = header
+            .split_once(' ')
+            .context("an answer without a length")?;
+        let mut output = vec![0; length.parse().context("an answer without a length")?];
+        agent
+            .read_exact(&mut output)
+            .context("an answer that breaks off")?;
+        Ok(Answer {
+            exit: exit.parse().context("an answer without an exit code")?,
+            output: String::from_utf8_lossy(&output).into_owned(),
+        })
+    }
+
+    /// Runs a shell command in the guest, which must succeed; returns its output.
+    pub fn run(&mut self, command: &str, limit: Duration) -> Result<String> {
+        let answer = self.ask(command, limit)?;
+        ensure!(
+            answer.exit == 0,
+            "`{command}` in the guest ended with {}:\n{}{}",
+            answer.exit,
+            answer.output.trim_end(),
+            self.evidence()
+        );
+        Ok(answer.output)
+    }
+
+    /// Asks again and again until the output of `command` is as `wanted` says.
+    pub fn wait_for(
+        &mut self,
+        command: &str,
+        limit: Duration,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<String> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let answer = self.ask(command, Duration::from_secs(30))?;
+            if wanted(&answer.output) {
+                return Ok(answer.output);
+            }
+            if Instant::now() >= deadline {
+                bail!(
+                    "after {} s `{command}` in the guest still says\n{}{}",
+                    limit.as_secs(),
+                    answer.output.trim_end(),
+                    self.evidence()
+                );
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Reboots the guest and waits until it is up again.
+    pub fn reboot(&mut self) -> Result<()> {
+        self.run(
+            "(sleep 0.3; reboot -f) >/dev/null 2>&1 &",
+            Duration::from_secs(10),
+        )?;
+        self.wait_for_boot().context("after a reboot")
+    }
+
+    /// Powers the guest off and waits for QEMU to end.
+    pub fn power_off(mut self) -> Result<()> {
+        self.run(
+            "(sleep 0.3; poweroff -f) >/dev/null 2>&1 &",
+            Duration::from_secs(10),
+        )?;
+        let status = wait_until(POWER_OFF_LIMIT, || self.qemu.try_wait().ok().flatten())
+            .with_context(|| {
+                format!(
+                    "the guest did not power off within {} s",
+                    POWER_OFF_LIMIT.as_secs()
+                )
+            })?;
+        ensure!(
+            status.success(),
+            "QEMU ended with {status}{}",
+            self.evidence()
+        );
+        Ok(())
+    }
+
+    /// Waits for QEMU to end by itself, for as long as it takes.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        Ok(self.qemu.wait()?)
+    }
+
+    /// True when QEMU has ended.
+    pub fn has_exited(&mut self) -> bool {
+        !matches!(self.qemu.try_wait(), Ok(None))
+    }
+
+    /// The monitor, connected at its first use.
+    fn qmp(&mut self) -> Result<&mut Qmp> {
+        let connected = match self.qmp.take() {
+            Some(qmp) => qmp,
+            None => Qmp::connect(&self.files.path("qmp.sock"))?,
+        };
+        Ok(self.qmp.insert(connected))
+    }
+
+    /// Stops the guest's processors; its devices are told.
+    pub fn pause(&mut self) -> Result<()> {
+        self.qmp()?.execute("stop", json!({})).map(drop)
+    }
+
+    /// Undoes [`Guest::pause`].
+    pub fn resume(&mut self) -> Result<()> {
+        self.qmp()?.execute("cont", json!({})).map(drop)
+    }
+
+    /// Plugs a device in, by the very words of `rpmsg-vdev.args`.
+    pub fn plug(&mut self, vdev: &Vdev) -> Result<()> {
+        let words = vdev.words()?;
+        for (option, value) in args::options(&words)? {
+            let command = match option {
+                "-chardev" => "chardev-add",
+                "-device" => "device_add",
+                other => bail!("{other} in rpmsg-vdev.args cannot be plugged in"),
+            };
+            self.qmp()?.human(&format!("{command} {value}"))?;
+        }
+        Ok(())
+    }
+
+    /// Pulls a device out, and its socket's chardev after it.
+    pub fn unplug(&mut self, vdev: &Vdev) -> Result<()> {
+        let qmp = self.qmp()?;
+        qmp.human(&format!("device_del {}", vdev.id))?;
+        qmp.wait_deleted(&vdev.id, Duration::from_secs(30))?;
+        qmp.human(&format!("chardev-remove {}-socket", vdev.id))
+    }
+
+    /// What the guest's console has shown so far.
+    pub fn console(&self) -> String {
+        fs::read(self.files.path("console.log")).map_or_else(
+            |_| String::new(),
+            |bytes| String::from_utf8_lossy(&bytes).into_owned(),
+        )
+    }
+
+    /// The end of the console and of QEMU's own messages, for an error message.
+    fn evidence(&self) -> String {
+        let tail = |name: &str| crate::kit::tail(&self.files.path(name), 25);
+        format!(
+            "\n--- the guest's console ends with\n{}\n--- QEMU said\n{}",
+            tail("console.log"),
+            tail("qemu.log")
+        )
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+        if let Some(shown) = self.shown.take() {
+            shown.finish();
+        }
+    }
+}
+
+/// Copies a growing file to standard output, line by line.
+struct Shown {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Shown {
+    fn start(path: PathBuf) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            let mut position = 0;
+            loop {
+                let last = stopped.load(Ordering::Acquire);
+                position = copy_lines(&path, position, last).unwrap_or(position);
+                if last {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(50));
+            }
+        });
+        Self { stop, thread }
+    }
+
+    fn finish(self) {
+        self.stop.store(true, Ordering::Release);
+        let _ = self.thread.join();
+    }
+}
+
+/// Prints what is new since `position`, whole lines only unless it is the `last` look.
+fn copy_lines(path: &Path, position: u64, last: bool) -> Result<u64> {
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(position))?;
+    let mut new = Vec::new();
+    file.read_to_end(&mut new)?;
+    if !last {
+        let whole = new
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |at| at + 1);
+        new.truncate(whole);
+    }
+    for line in String::from_utf8_lossy(&new).lines() {
+        println!("  guest| {}", line.trim_end());
+    }
+    Ok(position + new.len() as u64)
+}
