@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::kit::{self, Kit};
 use crate::vm::{Console, Daemon, Guest, GuestOptions, Vdev};
@@ -50,7 +50,7 @@ pub fn run(options: &Options) -> Result<()> {
         Vdev::new(&daemon.path("tty.sock"), 1),
     ];
     let exchanged = with_guest(options, &kit, &daemon, &programs, vdevs)
-        .with_context(|| daemon.evidence().trim_start().to_owned())?;
+        .map_err(|error| anyhow!("{error:#}{}", daemon.evidence()))?;
     daemon.stop()?;
     println!("demo: guest exchanged {exchanged} messages, 0 wrong");
     Ok(())

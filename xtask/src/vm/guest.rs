@@ -22,6 +22,7 @@ use crate::kit::Kit;
 /// Emulated on a busy machine, from QEMU's start to the agent. KVM needs a tenth of it.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(60);
+const TAIL_LINES: usize = 25;
 const MEMORY: &str = "256M";
 /// `panic=-1`: a guest that panics reboots at once, and the test sees it at once.
 const APPEND: &str = "console=ttyS0 panic=-1 quiet loglevel=5";
@@ -391,16 +392,24 @@ impl Guest {
         self.qmp()?.execute("cont", json!({})).map(drop)
     }
 
-    /// Plugs a device in, by the very words of `rpmsg-vdev.args`.
+    /// Plugs a device in, with the properties that `rpmsg-vdev.args` gives it.
     pub fn plug(&mut self, vdev: &Vdev) -> Result<()> {
         let words = vdev.words()?;
         for (option, value) in args::options(&words)? {
-            let command = match option {
-                "-chardev" => "chardev-add",
-                "-device" => "device_add",
+            match option {
+                "-chardev" => {
+                    // Not by the human monitor: that one remembers the names of chardevs given on
+                    // the command line and refuses them for ever.
+                    let id = format!("{}-socket", vdev.id);
+                    let address = json!({ "type": "unix", "data": { "path": vdev.socket } });
+                    let socket = json!({ "addr": address, "server": false });
+                    let backend = json!({ "type": "socket", "data": socket });
+                    let arguments = json!({ "id": id, "backend": backend });
+                    self.qmp()?.execute("chardev-add", arguments)?;
+                }
+                "-device" => self.qmp()?.human(&format!("device_add {value}"))?,
                 other => bail!("{other} in rpmsg-vdev.args cannot be plugged in"),
-            };
-            self.qmp()?.human(&format!("{command} {value}"))?;
+            }
         }
         Ok(())
     }
@@ -410,7 +419,11 @@ impl Guest {
         let qmp = self.qmp()?;
         qmp.human(&format!("device_del {}", vdev.id))?;
         qmp.wait_deleted(&vdev.id, Duration::from_secs(30))?;
-        qmp.human(&format!("chardev-remove {}-socket", vdev.id))
+        qmp.execute(
+            "chardev-remove",
+            json!({ "id": format!("{}-socket", vdev.id) }),
+        )
+        .map(drop)
     }
 
     /// What the guest's console has shown so far.
@@ -421,13 +434,17 @@ impl Guest {
         )
     }
 
+    /// The last lines of it.
+    pub fn console_tail(&self) -> String {
+        crate::kit::tail(&self.files.path("console.log"), TAIL_LINES)
+    }
+
     /// The end of the console and of QEMU's own messages, for an error message.
     fn evidence(&self) -> String {
-        let tail = |name: &str| crate::kit::tail(&self.files.path(name), 25);
         format!(
             "\n--- the guest's console ends with\n{}\n--- QEMU said\n{}",
-            tail("console.log"),
-            tail("qemu.log")
+            self.console_tail(),
+            crate::kit::tail(&self.files.path("qemu.log"), TAIL_LINES)
         )
     }
 }
