@@ -3,6 +3,7 @@
 use std::fs;
 
 use anyhow::{Context, Result, bail};
+use serde_json::{Map, Value};
 
 use crate::cargo;
 
@@ -60,9 +61,34 @@ pub fn options(words: &[String]) -> Result<Vec<(&str, &str)>> {
         .collect()
 }
 
+/// `DRIVER,name=value,...` as the monitor wants it: an object, with numbers as numbers.
+pub fn properties(value: &str) -> Value {
+    let mut object = Map::new();
+    for (at, word) in value.split(',').enumerate() {
+        let (name, text) = match word.split_once('=') {
+            None if at == 0 => ("driver", word),
+            None => (word, "on"),
+            Some(pair) => pair,
+        };
+        let value = text
+            .parse::<u64>()
+            .map_or_else(|_| text.into(), Value::from);
+        object.insert(name.to_owned(), value);
+    }
+    object.into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn properties_have_their_types() {
+        assert_eq!(
+            properties("some-device,id=echo,num_vqs=2"),
+            serde_json::json!({ "driver": "some-device", "id": "echo", "num_vqs": 2 })
+        );
+    }
 
     #[test]
     fn comments_go_and_values_come_in() {

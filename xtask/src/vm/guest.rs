@@ -407,7 +407,10 @@ impl Guest {
                     let arguments = json!({ "id": id, "backend": backend });
                     self.qmp()?.execute("chardev-add", arguments)?;
                 }
-                "-device" => self.qmp()?.human(&format!("device_add {value}"))?,
+                "-device" => {
+                    let arguments = args::properties(value);
+                    self.qmp()?.execute("device_add", arguments)?;
+                }
                 other => bail!("{other} in rpmsg-vdev.args cannot be plugged in"),
             }
         }
@@ -417,7 +420,7 @@ impl Guest {
     /// Pulls a device out, and its socket's chardev after it.
     pub fn unplug(&mut self, vdev: &Vdev) -> Result<()> {
         let qmp = self.qmp()?;
-        qmp.human(&format!("device_del {}", vdev.id))?;
+        qmp.execute("device_del", json!({ "id": vdev.id }))?;
         qmp.wait_deleted(&vdev.id, Duration::from_secs(30))?;
         qmp.execute(
             "chardev-remove",

@@ -52,16 +52,6 @@ impl Qmp {
         }
     }
 
-    /// A command of the human monitor. It says nothing when all went well.
-    pub fn human(&mut self, command: &str) -> Result<()> {
-        let answer = self.execute("human-monitor-command", json!({ "command-line": command }))?;
-        let answer = answer.as_str().unwrap_or_default().trim();
-        if !answer.is_empty() {
-            bail!("`{command}`: {answer}");
-        }
-        Ok(())
-    }
-
     /// Waits until QEMU says that the device `id` is out.
     pub fn wait_deleted(&mut self, id: &str, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
