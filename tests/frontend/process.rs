@@ -6,12 +6,13 @@
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rprocd::rproc::CoreStatus;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -92,7 +93,11 @@ impl Daemon {
     /// Starts rprocd with these cores, and waits until it says that it is ready.
     pub fn start(cores: &[Core<'_>]) -> Self {
         let folder = tempfile::tempdir().expect("a folder for the daemon");
-        let mut config = format!("firmware-directory = {:?}\n", firmware_dir());
+        let mut config = format!(
+            "firmware-directory = {:?}\n\n[control]\nsocket = {:?}\n",
+            firmware_dir(),
+            socket(&folder, "control"),
+        );
         for core in cores {
             let socket = socket(&folder, core.name);
             write!(
@@ -154,6 +159,28 @@ impl Daemon {
     /// The socket of a core.
     pub fn socket(&self, core: &str) -> PathBuf {
         socket(&self.folder, core)
+    }
+
+    /// What rprocctl does with these arguments.
+    pub fn rprocctl(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_rprocctl"))
+            .arg("--socket")
+            .arg(self.socket("control"))
+            .args(arguments)
+            .output()
+            .expect("rprocctl")
+    }
+
+    /// The cores, as `rprocctl status` has them.
+    pub fn status(&self) -> Vec<CoreStatus> {
+        #[derive(serde::Deserialize)]
+        struct Answer {
+            cores: Vec<CoreStatus>,
+        }
+        let output = self.rprocctl(&["status", "--json"]);
+        assert!(output.status.success(), "{output:?}");
+        let answer: Answer = serde_json::from_slice(&output.stdout).expect("JSON");
+        answer.cores
     }
 
     /// All that it has logged.
