@@ -102,7 +102,7 @@ fn a_panic_of_the_firmware_is_a_fatal_error() {
 
 #[test]
 fn a_firmware_that_powers_off_leaves_an_offline_core_and_a_living_guest() {
-    let (mut daemon, mut vmm, mut driver, address) = started();
+    let (mut daemon, vmm, mut driver, address) = started();
     driver.send(OWN_ADDRESS, address, b"exit").unwrap();
     let core = not_running(&daemon);
     assert_eq!((core.state.as_str(), core.crashes), ("offline", 0));

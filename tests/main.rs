@@ -8,6 +8,11 @@
 //! | `frontend` | the real daemon against a VMM and an rpmsg driver in this process |
 //! | `operator` | command lines and the control socket |
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that unwraps an error fails, as it should"
+)]
+
 mod crash;
 mod engine;
 mod firmware;

@@ -71,7 +71,11 @@ fn a_firmware_that_is_not_there_is_refused_by_its_path() {
 
 #[test]
 fn a_firmware_that_is_no_elf_is_refused_before_anything_is_started() {
-    std::fs::write(firmware_dir().join("text.elf"), "not an ELF at all\n".repeat(9)).unwrap();
+    std::fs::write(
+        firmware_dir().join("text.elf"),
+        "not an ELF at all\n".repeat(9),
+    )
+    .unwrap();
     refused(
         &config("firmware = \"text.elf\"", 1),
         &["core m0", "text.elf", "ELF"],
