@@ -81,13 +81,6 @@ fn with_guest(
         }
     };
     let mut guest = Guest::boot(kit, &guest_options)?;
-    if options.shell {
-        guest.wait()?;
-        println!();
-        println!("demo: the guest has powered off");
-        return Ok(0);
-    }
-
     // Both channels are announced some time after the driver is up.
     guest.wait_for("rprocd-guest-check list", SHORT, |list| {
         list.contains("/dev/rpmsg0") && list.contains("/dev/ttyRPMSG0")
@@ -118,7 +111,13 @@ fn with_guest(
             .arg(daemon.path("control.sock"))
             .args(["trace", "echo"]),
     )?;
-    guest.power_off()?;
+    if options.shell {
+        guest.run("touch /tmp/shell", SHORT)?;
+        guest.wait()?;
+        println!();
+    } else {
+        guest.power_off()?;
+    }
     Ok(exchanged)
 }
 

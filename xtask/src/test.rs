@@ -5,9 +5,8 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::cargo;
-use crate::firmware;
 use crate::kit::{self, KIT_VARIABLE};
+use crate::{cargo, firmware, tools};
 
 /// `cargo xtask test`.
 #[derive(clap::Args, Debug)]
@@ -56,100 +55,78 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 fn steps(options: &Options) -> Vec<Step<'_>> {
-    let filter: Vec<&str> = options.filter.iter().map(String::as_str).collect();
+    let filter = options.filter.as_deref();
     let mut steps: Vec<Step> = Vec::new();
-    if options.filter.is_none() {
-        steps.push((
-            "format",
-            Box::new(|| each(&["fmt", "--all", "--check"], &[])),
-        ));
-        steps.push((
-            "format, guest-fw",
-            Box::new(|| in_firmware(&["fmt", "--all", "--check"], &[])),
-        ));
-        steps.push((
-            "clippy",
-            Box::new(|| {
-                each(
-                    &[
-                        "clippy",
-                        "--workspace",
-                        "--all-targets",
-                        "--",
-                        "-D",
-                        "warnings",
-                    ],
-                    &[],
-                )
-            }),
-        ));
-        // Its library is for both machines, its images only for the remote one.
-        steps.push((
-            "clippy, guest-fw",
-            Box::new(|| {
-                crate::tools::need_target(firmware::TARGET)?;
-                let target = ["--target", firmware::TARGET];
-                in_firmware(
-                    &["clippy", "--lib", "--bins", "--", "-D", "warnings"],
-                    &target,
-                )
-            }),
-        ));
-        steps.push((
-            "documentation",
-            Box::new(|| {
-                cargo::show(
-                    cargo::cargo()
-                        .args([
-                            "doc",
-                            "--workspace",
-                            "--no-deps",
-                            "--document-private-items",
-                        ])
-                        .env("RUSTDOCFLAGS", "-D warnings"),
-                )
-            }),
-        ));
+    if filter.is_none() {
+        steps.push(("format", Box::new(format)));
+        steps.push(("clippy", Box::new(clippy)));
+        steps.push(("documentation", Box::new(documentation)));
     }
-    let images = filter.clone();
     steps.push(("firmware images", Box::new(|| firmware::build().map(drop))));
     steps.push((
         "tests",
-        Box::new(move || each(&["test", "--workspace"], &filter)),
+        Box::new(move || cargo::show(cargo::cargo().args(["test", "--workspace"]).args(filter))),
     ));
+    // Its library is for both machines, and tested on this one.
     steps.push((
         "tests, guest-fw",
         Box::new(move || {
-            let mut words = vec!["test", "--lib"];
-            words.extend(&images);
-            in_firmware(&words, &[])
+            cargo::show(in_firmware(&["test", "--lib"], &tools::host_target()?)?.args(filter))
         }),
     ));
     if !options.no_vm {
-        steps.push((
-            "tests in a VM",
-            Box::new(|| vm_tests(options.filter.as_deref())),
-        ));
+        steps.push(("tests in a VM", Box::new(move || vm_tests(filter))));
     }
     steps
 }
 
-/// Cargo in the workspace.
-fn each(words: &[&str], more: &[&str]) -> Result<()> {
-    cargo::show(cargo::cargo().args(words).args(more))
+fn format() -> Result<()> {
+    for workspace in [".", "guest-fw", "fuzz"] {
+        let folder = cargo::root().join(workspace);
+        if folder.exists() {
+            cargo::show(
+                cargo::cargo()
+                    .current_dir(folder)
+                    .args(["fmt", "--all", "--check"]),
+            )?;
+        }
+    }
+    Ok(())
 }
 
-/// Cargo in guest-fw, a workspace of its own; `options` come right after the subcommand.
-fn in_firmware(words: &[&str], options: &[&str]) -> Result<()> {
+fn clippy() -> Result<()> {
+    let lints = ["--", "-D", "warnings"];
+    cargo::show(
+        cargo::cargo()
+            .args(["clippy", "--workspace", "--all-targets"])
+            .args(lints),
+    )?;
+    tools::need_target(firmware::TARGET)?;
+    cargo::show(in_firmware(&["clippy", "--lib", "--bins"], firmware::TARGET)?.args(lints))?;
+    cargo::show(in_firmware(&["clippy", "--lib", "--tests"], &tools::host_target()?)?.args(lints))
+}
+
+fn documentation() -> Result<()> {
+    let strict = ("RUSTDOCFLAGS", "-D warnings");
+    let words = ["doc", "--no-deps", "--document-private-items"];
+    cargo::show(cargo::cargo().args(words).arg("--workspace").envs([strict]))?;
+    // The images are programs of a few lines on this library.
+    cargo::show(
+        in_firmware(&words, firmware::TARGET)?
+            .arg("--lib")
+            .envs([strict]),
+    )
+}
+
+/// Cargo in guest-fw, which is a workspace of its own, for `target`.
+fn in_firmware(words: &[&str], target: &str) -> Result<Command> {
     let mut command = cargo::cargo();
-    command.current_dir(cargo::root().join("guest-fw"));
-    if words[0] != "fmt" {
-        command.env(
-            "CARGO_TARGET_DIR",
-            cargo::target_directory()?.join("guest-fw"),
-        );
-    }
-    cargo::show(command.arg(words[0]).args(options).args(&words[1..]))
+    command
+        .current_dir(cargo::root().join("guest-fw"))
+        .args(words)
+        .args(["--target", target, "--target-dir"])
+        .arg(cargo::target_directory()?.join("guest-fw"));
+    Ok(command)
 }
 
 /// The tests in `tests/vm`, with a kit and a daemon as it is released.

@@ -120,6 +120,19 @@ pub fn need_target(target: &str) -> Result<()> {
     Ok(())
 }
 
+/// The target that rustc builds for by itself: this machine.
+pub fn host_target() -> Result<String> {
+    let output = Command::new("rustc")
+        .current_dir(cargo::root())
+        .arg("-vV")
+        .output()
+        .context("cannot run rustc")?;
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .find_map(|line| line.strip_prefix("host: ").map(str::to_owned))
+        .context("`rustc -vV` names no host")
+}
+
 fn has_target(target: &str) -> Result<bool> {
     let output = Command::new("rustc")
         .current_dir(cargo::root())
