@@ -5,7 +5,9 @@
 //! | `crash` | the real daemon against firmware that dies |
 //! | `engine` | the rv32 engine against riscv-tests, QEMU, and hostile firmware |
 //! | `firmware` | the public reading of images against builders of our own and real files |
-//! | `frontend` | the real daemon against a VMM and an rpmsg driver in this process |
+//! | `frontend` | not tests: a VMM and an rpmsg driver in this process |
+//! | `guest` | the real daemon against that VMM and that driver |
+//! | `harness` | that VMM and that driver against a device that is known to be right, or wrong |
 //! | `operator` | command lines and the control socket |
 
 #![allow(
@@ -17,4 +19,6 @@ mod crash;
 mod engine;
 mod firmware;
 mod frontend;
+mod guest;
+mod harness;
 mod operator;

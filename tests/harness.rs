@@ -6,11 +6,11 @@ use std::time::Duration;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::driver::crossed;
-use super::echo_device::{ADDRESS, EchoDevice, Fault, NAME};
-use super::exchange::{Exchange, Sizes, exchange, fill};
-use super::rpmsg::{Announcement, Channel, PAYLOAD, RpmsgDriver, SendError, Waiting};
-use super::vmm::{F_EVENT_IDX, F_NAME_SERVICE, Manner, Options, Vmm};
+use crate::frontend::driver::crossed;
+use crate::frontend::echo_device::{ADDRESS, EchoDevice, Fault, NAME};
+use crate::frontend::exchange::{Exchange, Sizes, exchange, fill};
+use crate::frontend::rpmsg::{Announcement, Channel, PAYLOAD, RpmsgDriver, SendError, Waiting};
+use crate::frontend::vmm::{F_EVENT_IDX, F_NAME_SERVICE, Manner, Options, Vmm};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 

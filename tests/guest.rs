@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
-use super::driver::{DESC_NEXT, DESC_WRITE, Descriptor, Segment};
-use super::exchange::{Exchange, Sizes, exchange};
-use super::process::{Core, Daemon};
-use super::rpmsg::{Announcement, Channel, HEADER, PAYLOAD, RpmsgDriver};
-use super::vmm::{
+use crate::frontend::driver::{DESC_NEXT, DESC_WRITE, Descriptor, Segment};
+use crate::frontend::exchange::{Exchange, Sizes, exchange};
+use crate::frontend::process::{Core, Daemon};
+use crate::frontend::rpmsg::{Announcement, Channel, HEADER, PAYLOAD, RpmsgDriver};
+use crate::frontend::vmm::{
     F_EVENT_IDX, F_INDIRECT, F_NAME_SERVICE, F_PACKED, F_PROTOCOL_FEATURES, F_VERSION_1, Manner,
     Options, Vmm,
 };
