@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -31,6 +32,9 @@ use crate::vdev::{GuestFace, GuestQueue, GuestState, RingFault, VIRTIO_RPMSG_F_N
 const WORK_EVENT: u32 = 1 << 0;
 /// A job waits in the queue.
 const WORK_JOB: u32 = 1 << 1;
+
+/// How long a thread that has something else to do goes on driving while there is always more.
+const PATIENCE: Duration = Duration::from_millis(10);
 
 type Job = Box<dyn FnOnce(&mut Machine) + Send>;
 
@@ -111,8 +115,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    /// Brings work. Returns when it is done or when another thread is at it.
-    fn bring(&self, work: u32) {
+    /// Brings work. Returns when it is done, when another thread is at it, or when it has taken
+    /// more than `patience`: then the core's own thread goes on with it.
+    fn bring(&self, work: u32, patience: Duration) {
+        let begun = Instant::now();
         self.machine.drive(work, |machine, work| {
             // What was wanted is being done: the core's thread has nothing to wake up for.
             self.alarm.set(Later::Nothing);
@@ -125,7 +131,12 @@ impl Shared {
                 }
             }
             let later = machine.drive(|| self.machine.is_pending());
+            if self.machine.is_pending() && begun.elapsed() > patience {
+                self.alarm.set(Later::AtOnce);
+                return ControlFlow::Break(());
+            }
             self.alarm.set(later);
+            ControlFlow::Continue(())
         });
     }
 
@@ -135,7 +146,7 @@ impl Shared {
         lock(&self.jobs).push_back(Box::new(move |machine| {
             let _ = answer.send(job(machine));
         }));
-        self.bring(WORK_JOB);
+        self.bring(WORK_JOB, PATIENCE);
         // Every job is done: whoever drives empties the queue, or the process is aborted.
         wait.recv().expect("jobs are not thrown away")
     }
@@ -143,7 +154,7 @@ impl Shared {
     fn run(&self) {
         while !self.ending.load(Ordering::SeqCst) {
             self.alarm.sleep();
-            self.bring(WORK_EVENT);
+            self.bring(WORK_EVENT, Duration::MAX);
         }
     }
 }
@@ -282,7 +293,7 @@ impl GuestFace for Face {
     }
 
     fn kicked(&self) {
-        self.shared.bring(WORK_EVENT);
+        self.shared.bring(WORK_EVENT, PATIENCE);
     }
 
     fn gone(&self) {

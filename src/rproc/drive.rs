@@ -12,6 +12,8 @@
 //! the fences taken out, because loom does not switch threads at an unlock: one word says it all,
 //! and is proved.
 
+use std::ops::ControlFlow;
+
 #[cfg(feature = "loom")]
 use loom::sync::{
     Mutex, MutexGuard,
@@ -45,14 +47,15 @@ impl<T> Driven<T> {
 
     /// Leaves `work` (a set of bits, the highest excepted) and, unless another thread is driving,
     /// drives: `turn` gets the state and the bits that were pending, again and again until none
-    /// are.
+    /// are, or until it breaks off.
     ///
     /// When this returns, the bits have been handed to a turn that began after they were left, or
-    /// the thread that drives at this moment will hand them to one.
+    /// the thread that drives at this moment will hand them to one. A turn that breaks off leaves
+    /// what is pending to the next who comes; it must have seen to it that somebody does.
     ///
     /// A turn that panics leaves the state in doubt, and others waiting for it: the process is
     /// aborted.
-    pub fn drive(&self, work: u32, mut turn: impl FnMut(&mut T, u32)) {
+    pub fn drive(&self, work: u32, mut turn: impl FnMut(&mut T, u32) -> ControlFlow<()>) {
         debug_assert_eq!(work & DRIVEN, 0, "the highest bit is taken");
         if self.word.fetch_or(work | DRIVEN, Ordering::AcqRel) & DRIVEN != 0 {
             return;
@@ -65,7 +68,12 @@ impl<T> Driven<T> {
                 if work == 0 {
                     break;
                 }
-                turn(&mut state, work);
+                if turn(&mut state, work).is_break() {
+                    drop(state);
+                    self.word.fetch_and(!DRIVEN, Ordering::AcqRel);
+                    drop(doubt);
+                    return;
+                }
             }
             drop(state);
             let left = self
@@ -110,24 +118,40 @@ impl Drop for AbortOnPanic {
 mod tests {
     use super::*;
 
+    fn note(turns: &mut Vec<u32>, work: u32) -> ControlFlow<()> {
+        turns.push(work);
+        ControlFlow::Continue(())
+    }
+
+    fn turns(driven: &Driven<Vec<u32>>) -> Vec<u32> {
+        driven.state().clone()
+    }
+
     #[test]
     fn work_left_during_a_turn_is_handed_to_a_later_turn() {
         let driven = Driven::new(Vec::new());
         driven.drive(1, |turns: &mut Vec<u32>, work| {
-            turns.push(work);
             if work == 1 {
-                // The lock is held: this call only leaves its bit.
-                driven.drive(2, |turns, _| turns.push(u32::MAX));
-                assert!(driven.is_pending());
+                // Somebody is driving: this call only leaves its bit.
+                driven.drive(2, |turns, _| note(turns, u32::MAX));
             }
+            note(turns, work)
         });
-        driven.drive(0, |turns, _| turns.push(u32::MAX));
-        let mut seen = Vec::new();
-        driven.drive(4, |turns, work| {
-            turns.push(work);
-            seen.clone_from(turns);
+        driven.drive(0, |turns, _| note(turns, u32::MAX));
+        assert_eq!(turns(&driven), [1, 2]);
+    }
+
+    #[test]
+    fn a_turn_that_breaks_off_leaves_what_is_pending_to_the_next() {
+        let driven = Driven::new(Vec::new());
+        driven.drive(1, |turns: &mut Vec<u32>, work| {
+            driven.drive(2, |turns, _| note(turns, u32::MAX));
+            let _ = note(turns, work);
+            ControlFlow::Break(())
         });
-        assert_eq!(seen, [1, 2, 4]);
+        assert!(driven.is_pending());
+        driven.drive(4, note);
+        assert_eq!(turns(&driven), [1, 6]);
     }
 }
 
@@ -137,21 +161,51 @@ mod model {
     use super::*;
     use loom::{sync::Arc, thread};
 
-    /// Every interleaving of two bringers: each bit is seen by exactly one turn.
+    fn note(seen: &mut Vec<u32>, work: u32) -> ControlFlow<()> {
+        seen.push(work);
+        ControlFlow::Continue(())
+    }
+
+    fn all_heard_once(driven: &Driven<Vec<u32>>, all: u32) {
+        assert!(!driven.is_pending());
+        let seen = driven.state();
+        assert_eq!(seen.iter().fold(0, |all, bits| all | bits), all);
+        let heard: u32 = seen.iter().map(|bits| bits.count_ones()).sum();
+        assert_eq!(heard, all.count_ones());
+    }
+
+    /// Every interleaving of two bringers.
     #[test]
     fn no_bit_is_lost_and_none_is_seen_twice() {
         loom::model(|| {
-            let driven = Arc::new(Driven::new(Vec::<u32>::new()));
+            let driven = Arc::new(Driven::new(Vec::new()));
             let other = {
                 let driven = driven.clone();
-                thread::spawn(move || driven.drive(1, |seen, work| seen.push(work)))
+                thread::spawn(move || driven.drive(1, note))
             };
-            driven.drive(2, |seen, work| seen.push(work));
+            driven.drive(2, note);
             other.join().unwrap();
-            assert!(!driven.is_pending());
-            let seen = driven.state.lock().unwrap();
-            assert_eq!(seen.iter().fold(0, |all, bits| all | bits), 3);
-            assert_eq!(seen.iter().map(|bits| bits.count_ones()).sum::<u32>(), 2);
+            all_heard_once(&driven, 3);
+        });
+    }
+
+    /// Every interleaving of two bringers that break off after each turn, and one who comes after.
+    #[test]
+    fn what_is_left_by_a_turn_that_breaks_off_is_heard_by_the_next() {
+        fn note_and_break(seen: &mut Vec<u32>, work: u32) -> ControlFlow<()> {
+            seen.push(work);
+            ControlFlow::Break(())
+        }
+        loom::model(|| {
+            let driven = Arc::new(Driven::new(Vec::new()));
+            let other = {
+                let driven = driven.clone();
+                thread::spawn(move || driven.drive(1, note_and_break))
+            };
+            driven.drive(2, note_and_break);
+            other.join().unwrap();
+            driven.drive(0, note);
+            all_heard_once(&driven, 3);
         });
     }
 
@@ -162,20 +216,19 @@ mod model {
         let mut model = loom::model::Builder::new();
         model.preemption_bound = Some(2);
         model.check(|| {
-            let driven = Arc::new(Driven::new(0u32));
+            let driven = Arc::new(Driven::new(Vec::new()));
             let others: Vec<_> = [1, 2]
                 .into_iter()
                 .map(|bit| {
                     let driven = driven.clone();
-                    thread::spawn(move || driven.drive(bit, |seen, work| *seen |= work))
+                    thread::spawn(move || driven.drive(bit, note))
                 })
                 .collect();
-            driven.drive(4, |seen, work| *seen |= work);
+            driven.drive(4, note);
             for other in others {
                 other.join().unwrap();
             }
-            assert!(!driven.is_pending());
-            assert_eq!(*driven.state.lock().unwrap(), 7);
+            all_heard_once(&driven, 7);
         });
     }
 }

@@ -29,7 +29,7 @@ use super::boot::{BootError, BootPlan};
 use super::status::{CoreStatus, VdevStatus};
 use crate::engine::{Crash, Engine, Run, RunEnd};
 use crate::firmware::{Image, ImageError, Snapshot};
-use crate::vdev::{GuestQueue, GuestState, QUEUE_TO_GUEST, RingFault, Vdev};
+use crate::vdev::{GuestQueue, GuestState, QUEUE_TO_GUEST, RingFault, Round, Vdev};
 
 /// Instructions (or what the engine counts) that the firmware runs before others are looked at.
 const BUDGET: u64 = 100_000;
@@ -266,26 +266,30 @@ impl Machine {
     /// or others should get a chance. `interrupted` says whether somebody waits for the core.
     pub fn drive(&mut self, interrupted: impl Fn() -> bool) -> Later {
         for _ in 0..ROUNDS_PER_TURN {
-            let State::Running(Incarnation { plan, .. }) = &self.state else {
+            let State::Running(Incarnation { plan, .. }) = &mut self.state else {
                 return Later::Nothing;
             };
-            let ram = plan.carveouts.ram();
+            let ram = plan.carveouts.ram().clone();
             let mut progress = false;
-            for vdev in &mut self.vdevs {
-                let round = vdev.relay_to_core(ram);
+            let mut conclude = |round: Round, index: usize, engine: &mut dyn Engine| {
                 progress |= round.progress;
-                if let Some(id) = round.kick {
-                    self.engine.kick(id);
+                let plan = &mut *plan;
+                if round.failed {
+                    let vdev = &plan.vdevs[index];
+                    plan.table
+                        .write_u8(vdev.entry().status_offset(), STATUS_FAILED);
+                    engine.kick(vdev.ids()[QUEUE_TO_GUEST]);
+                } else if let Some(id) = round.kick {
+                    engine.kick(id);
                 }
+            };
+            for (index, vdev) in self.vdevs.iter_mut().enumerate() {
+                conclude(vdev.relay_to_core(&ram), index, &mut *self.engine);
             }
             let Run { kicks: _, end } = self.engine.run(BUDGET);
             // Whether or not it kicked: the rings say what there is, a kick is only a hint.
-            for vdev in &mut self.vdevs {
-                let round = vdev.relay_to_guest(ram);
-                progress |= round.progress;
-                if let Some(id) = round.kick {
-                    self.engine.kick(id);
-                }
+            for (index, vdev) in self.vdevs.iter_mut().enumerate() {
+                conclude(vdev.relay_to_guest(&ram), index, &mut *self.engine);
             }
             match end {
                 RunEnd::Waiting { until } if !progress => {

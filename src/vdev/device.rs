@@ -70,6 +70,8 @@ pub struct Round {
     pub progress: bool,
     /// Kick the core on this vring.
     pub kick: Option<NotifyId>,
+    /// The firmware broke the rules; the core's side of the vdev is gone.
+    pub failed: bool,
 }
 
 /// A vdev's figures for an operator.
@@ -276,6 +278,7 @@ impl Vdev {
                 return Round {
                     progress: moved.progress,
                     kick: moved.kick_core.then_some(id),
+                    failed: false,
                 };
             }
             Err(fault) => fault,
@@ -300,6 +303,7 @@ impl Vdev {
         Round {
             progress: true,
             kick: None,
+            failed: self.core.is_none(),
         }
     }
 
