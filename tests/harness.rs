@@ -84,8 +84,9 @@ fn all_messages_come_back_right_at_1_8_and_256_in_flight() {
         assert_eq!(report.messages, 20_000);
         // One call more: the announcement's may be taken late.
         assert!(report.calls <= 20_001, "{report:?}");
-        // A kick for each message, and one for each receive buffer given back.
-        assert!((1..=40_000).contains(&report.kicks), "{report:?}");
+        // A kick for each message, and one for each receive buffer given back, at the most; a
+        // device that never finds the ring empty needs none.
+        assert!(report.kicks <= 40_000, "{report:?}");
         println!("{in_flight} in flight: {report:?}");
     }
 }

@@ -21,7 +21,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
 struct Arguments {
-    /// rprocd's control socket ([control] socket in its configuration)
+    /// rprocd's control socket (`socket` in section `control` of its configuration)
     #[arg(
         short,
         long,

@@ -67,6 +67,13 @@ fn steps(options: &Options) -> Vec<Step<'_>> {
         "tests",
         Box::new(move || cargo::show(cargo::cargo().args(["test", "--workspace"]).args(filter))),
     ));
+    if filter.is_none() {
+        let words = ["test", "--features", "loom", "--lib", "drive::model"];
+        steps.push((
+            "model of who drives a core",
+            Box::new(move || cargo::show(cargo::cargo().args(words))),
+        ));
+    }
     // Its library is for both machines, and tested on this one.
     steps.push((
         "tests, guest-fw",
