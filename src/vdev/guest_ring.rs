@@ -388,7 +388,6 @@ impl<'a> Burst<'a> {
                 let count = len / 16;
                 if !self.ring.features.indirect
                     || indirect
-                    || steps != 1
                     || flags & F_NEXT != 0
                     || !len.is_multiple_of(16)
                     || count == 0
@@ -403,7 +402,8 @@ impl<'a> Burst<'a> {
                 entries = count;
                 indirect = true;
                 index = 0;
-                steps = 0;
+                // It names buffers and is none.
+                steps -= 1;
                 continue;
             }
             if (flags & F_WRITE != 0) != (self.ring.direction == Direction::ToGuest) {
