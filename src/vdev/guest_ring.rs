@@ -181,7 +181,7 @@ pub struct GuestRing {
     direction: Direction,
     /// The next available entry to look at, and the next used entry to write.
     next: u16,
-    /// `next` when the guest was last called, or when the ring was taken up.
+    /// `next` when it was last asked whether to call the guest, or when the ring was taken up.
     called: u16,
 }
 
@@ -449,7 +449,7 @@ impl<'a> Burst<'a> {
     }
 
     /// After [`Burst::publish`]: does the guest want to be called for what was published since
-    /// it was last called?
+    /// this was last asked?
     pub fn wants_call(&mut self) -> bool {
         let (old, new) = (self.ring.called, self.ring.next);
         if old == new {
@@ -457,18 +457,16 @@ impl<'a> Burst<'a> {
         }
         // The used index must be visible before we look whether the guest wants to hear of it.
         fence(Ordering::SeqCst);
-        let wants = if self.ring.features.event_idx {
+        // Also if the guest does not want to be called: it looks by itself when it does again.
+        self.ring.called = new;
+        if self.ring.features.event_idx {
             let offset = 4 + 2 * usize::from(self.ring.layout.size);
             let event = u16::from_le(load(&self.available, offset, Ordering::Relaxed));
             passes_event(event, new, old)
         } else {
             let flags = u16::from_le(load(&self.available, 0, Ordering::Relaxed));
             flags & AVAIL_F_NO_INTERRUPT == 0
-        };
-        if wants || self.ring.features.event_idx {
-            self.ring.called = new;
         }
-        wants
     }
 
     /// Asks the guest to kick when it adds to the ring, and looks once more: `true` if there is
