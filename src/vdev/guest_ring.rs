@@ -54,7 +54,7 @@ pub enum RingFault {
     /// The number of entries is not one that virtio allows.
     #[error("the ring has {0} entries; it must be a power of two from 1 to 32768")]
     Size(u16),
-    /// An area of the ring is not aligned as virtio asks.
+    /// An area of the ring is not aligned as virtio asks, in guest memory or in our mapping of it.
     #[error("the ring's {area} at guest address {address:#x} is not aligned to {align} bytes")]
     Alignment {
         /// Which area.
@@ -265,6 +265,20 @@ impl GuestRing {
         )?;
         let available = area("available ring", self.layout.available, 6 + 2 * size)?;
         let used = area("used ring", self.layout.used, 6 + 8 * size)?;
+        // Addresses that are aligned in guest memory are aligned here only if their region begins
+        // on a page, and where regions begin is the VMM's word.
+        for (name, area, address, align) in [
+            ("available ring", &available, self.layout.available.0, 2),
+            ("used ring", &used, self.layout.used.0, 4),
+        ] {
+            if area.load::<u16>(0, Ordering::Relaxed).is_err() {
+                return Err(RingFault::Alignment {
+                    area: name,
+                    address,
+                    align,
+                });
+            }
+        }
         Ok(Burst {
             seen: self.next,
             published: self.next,
@@ -279,7 +293,7 @@ impl GuestRing {
 }
 
 /// Loads from an area of the ring. The offset is inside and aligned by construction: areas are
-/// sized for the ring, and their alignment was checked when it was taken up.
+/// sized for the ring, and their alignment was checked when they were opened.
 fn load(area: &VolatileSlice<'_>, offset: usize, order: Ordering) -> u16 {
     area.load(offset, order).unwrap_or_default()
 }
