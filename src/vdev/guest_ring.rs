@@ -513,3 +513,677 @@ impl<'a> Burst<'a> {
         store(&self.used, offset, event.to_le(), Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::mock::{
+        Driver, GUEST_BUFFERS, GUEST_END, INDIRECT, NEXT, SEAM, WRITE, layout,
+    };
+    use super::*;
+
+    const EVENT_IDX: RingFeatures = RingFeatures {
+        event_idx: true,
+        indirect: false,
+    };
+    const WITH_INDIRECT: RingFeatures = RingFeatures {
+        event_idx: false,
+        indirect: true,
+    };
+    const PLAIN: RingFeatures = RingFeatures {
+        event_idx: false,
+        indirect: false,
+    };
+    /// Where these tests put indirect tables.
+    const TABLE: u64 = 0x6000;
+
+    fn take_up(driver: &Driver, layout: RingLayout) -> Result<GuestRing, RingFault> {
+        GuestRing::take_up(layout, PLAIN, Direction::FromGuest, &driver.mem)
+    }
+
+    /// What the first entry of the ring is.
+    fn first(driver: &Driver, features: RingFeatures, direction: Direction) -> Next {
+        let mut ring = driver.ring(features, direction);
+        let next = ring.open(&driver.mem).unwrap().peek();
+        next.unwrap()
+    }
+
+    fn fault(driver: &Driver, features: RingFeatures) -> ChainFault {
+        match first(driver, features, Direction::FromGuest) {
+            Next::Bad { fault, .. } => fault,
+            other => panic!("accepted: {other:?}"),
+        }
+    }
+
+    fn len(driver: &Driver, features: RingFeatures) -> usize {
+        match first(driver, features, Direction::FromGuest) {
+            Next::Chain { len, .. } => len,
+            other => panic!("no chain: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_ring_is_taken_up_at_the_used_index() {
+        for position in [0, 1, 7, 0x8000, u16::MAX] {
+            let mut driver = Driver::at(8, position);
+            driver.describe(3, (GUEST_BUFFERS, 16), 0, 0);
+            driver.offer(3);
+            driver.offer(3);
+            let mut ring = driver.ring(PLAIN, Direction::FromGuest);
+            assert_eq!(ring.position(), position);
+            let mut burst = ring.open(&driver.mem).unwrap();
+            assert!(matches!(burst.peek(), Ok(Next::Chain { head: 3, len: 16 })));
+        }
+    }
+
+    #[test]
+    fn a_size_that_virtio_does_not_allow_is_refused() {
+        let driver = Driver::new(8);
+        for size in [0, 3, 6, 255, 257, 0x7fff, 0x8001, u16::MAX] {
+            let refused = take_up(&driver, layout(size)).unwrap_err();
+            assert_eq!(refused, RingFault::Size(size));
+        }
+        for size in [1, 2, 256] {
+            take_up(&driver, layout(size)).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_area_that_is_not_aligned_is_refused_by_name() {
+        let driver = Driver::new(8);
+        let good = layout(8);
+        for (area, align) in [
+            ("descriptor table", 16),
+            ("available ring", 2),
+            ("used ring", 4),
+        ] {
+            for off in (1..align).filter(|off| *off < 3 || *off == align - 1) {
+                let mut layout = good;
+                let address = match area {
+                    "descriptor table" => &mut layout.descriptors,
+                    "available ring" => &mut layout.available,
+                    _ => &mut layout.used,
+                };
+                address.0 += off;
+                let address = address.0;
+                assert_eq!(
+                    take_up(&driver, layout).unwrap_err(),
+                    RingFault::Alignment {
+                        area,
+                        address,
+                        align
+                    }
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn an_area_that_is_not_inside_one_region_is_refused_by_name() {
+        let driver = Driver::new(8);
+        let good = layout(8);
+        for (area, len) in [
+            ("descriptor table", 128),
+            ("available ring", 22),
+            ("used ring", 70),
+        ] {
+            // In the hole, over the end, over the seam of two regions, around the address space.
+            for address in [GUEST_END, GUEST_END - 16, SEAM - 16, u64::MAX - 15, 1 << 63] {
+                let mut layout = good;
+                match area {
+                    "descriptor table" => layout.descriptors.0 = address,
+                    "available ring" => layout.available.0 = address,
+                    _ => layout.used.0 = address,
+                }
+                assert_eq!(
+                    take_up(&driver, layout).unwrap_err(),
+                    RingFault::Outside { area, address, len }
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn an_area_that_our_mapping_does_not_align_is_refused() {
+        // A VMM may say that a region begins at any guest address; its mapping here begins on a
+        // page, so what is aligned there is not aligned here.
+        let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0xfff), 0x1_0000)]).unwrap();
+        let refused = GuestRing::take_up(layout(8), PLAIN, Direction::FromGuest, &mem).unwrap_err();
+        assert!(
+            matches!(
+                refused,
+                RingFault::Alignment {
+                    area: "available ring",
+                    ..
+                }
+            ),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn a_ring_whose_memory_went_away_is_not_opened() {
+        let driver = Driver::new(8);
+        let mut ring = driver.ring(PLAIN, Direction::FromGuest);
+        let other = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x2000)]).unwrap();
+        let fault = ring.open(&other).err();
+        assert!(matches!(
+            fault,
+            Some(RingFault::Outside {
+                area: "available ring",
+                ..
+            })
+        ));
+        assert!(ring.open(&driver.mem).is_ok());
+    }
+
+    #[test]
+    fn what_is_completed_is_seen_when_it_is_published() {
+        let mut driver = Driver::new(8);
+        driver.describe(5, (GUEST_BUFFERS, 512), WRITE, 0);
+        driver.describe(2, (GUEST_BUFFERS + 512, 512), WRITE, 0);
+        driver.offer(5);
+        driver.offer(2);
+        let mut ring = driver.ring(PLAIN, Direction::ToGuest);
+        let mut burst = ring.open(&driver.mem).unwrap();
+        assert!(matches!(burst.peek(), Ok(Next::Chain { head: 5, .. })));
+        assert!(
+            matches!(burst.peek(), Ok(Next::Chain { head: 5, .. })),
+            "looking takes nothing"
+        );
+        burst.complete(5, 100);
+        assert!(matches!(burst.peek(), Ok(Next::Chain { head: 2, .. })));
+        burst.complete(2, 512);
+        assert!(matches!(burst.peek(), Ok(Next::Nothing)));
+        assert_eq!(driver.used_index(), 0, "not published yet");
+        burst.publish();
+        assert_eq!(driver.used_index(), 2);
+        assert_eq!((driver.used(0), driver.used(1)), ((5, 100), (2, 512)));
+        assert_eq!(ring.position(), 2);
+    }
+
+    #[test]
+    fn publishing_nothing_writes_nothing() {
+        let driver = Driver::new(8);
+        let mut ring = driver.ring(PLAIN, Direction::FromGuest);
+        let mut burst = ring.open(&driver.mem).unwrap();
+        driver.write_u16(layout(8).used.0 + 2, 77);
+        burst.publish();
+        assert_eq!(driver.used_index(), 77);
+    }
+
+    #[test]
+    fn indexes_wrap_at_65536() {
+        for features in [PLAIN, EVENT_IDX] {
+            let mut driver = Driver::at(4, 0xff00);
+            let mut ring = driver.ring(features, Direction::FromGuest);
+            for round in 0..70_000u32 {
+                let head = u16::try_from(round % 4).unwrap();
+                driver.describe(head, (GUEST_BUFFERS, 16), 0, 0);
+                driver.offer(head);
+                let mut burst = ring.open(&driver.mem).unwrap();
+                let next = burst.peek().unwrap();
+                assert!(matches!(next, Next::Chain { head: found, .. } if found == head));
+                burst.complete(head, round);
+                burst.publish();
+                assert_eq!(
+                    driver.used(driver.available.wrapping_sub(1)),
+                    (head.into(), round)
+                );
+                assert_eq!(driver.used_index(), driver.available);
+            }
+        }
+    }
+
+    #[test]
+    fn a_ring_can_be_full_and_even_have_one_entry() {
+        for size in [1, 2, 16] {
+            let mut driver = Driver::at(size, u16::MAX);
+            for head in 0..size {
+                driver.describe(head, (GUEST_BUFFERS, 16), 0, 0);
+                driver.offer(head);
+            }
+            let mut ring = driver.ring(PLAIN, Direction::FromGuest);
+            let mut burst = ring.open(&driver.mem).unwrap();
+            for expected in 0..size {
+                let next = burst.peek().unwrap();
+                assert!(matches!(next, Next::Chain { head, .. } if head == expected));
+                burst.complete(expected, 0);
+            }
+            assert!(matches!(burst.peek(), Ok(Next::Nothing)));
+        }
+    }
+
+    #[test]
+    fn a_chain_is_all_its_buffers_in_order() {
+        let mut driver = Driver::new(8);
+        let buffers = [(GUEST_BUFFERS, 16), (GUEST_BUFFERS + 0x100, 3), (0x50, 493)];
+        driver.chain(&[6, 0, 3], &buffers, 0);
+        driver.offer(6);
+        for (address, len) in buffers {
+            driver.write(
+                address,
+                &vec![u8::try_from(len & 0xff).unwrap(); len as usize],
+            );
+        }
+        let mut ring = driver.ring(PLAIN, Direction::FromGuest);
+        let mut burst = ring.open(&driver.mem).unwrap();
+        assert!(matches!(
+            burst.peek(),
+            Ok(Next::Chain { head: 6, len: 512 })
+        ));
+        assert_eq!(burst.buffers().len(), 3);
+        for (slice, (_, len)) in burst.buffers().iter().zip(buffers) {
+            let mut bytes = vec![0; slice.len()];
+            slice.copy_to(&mut bytes);
+            assert_eq!(bytes, vec![u8::try_from(len & 0xff).unwrap(); len as usize]);
+        }
+    }
+
+    #[test]
+    fn a_buffer_that_crosses_regions_is_two_pieces() {
+        let mut driver = Driver::new(8);
+        driver.describe(0, (SEAM - 10, 30), 0, 0);
+        driver.offer(0);
+        let mut ring = driver.ring(PLAIN, Direction::FromGuest);
+        let mut burst = ring.open(&driver.mem).unwrap();
+        assert!(matches!(burst.peek(), Ok(Next::Chain { len: 30, .. })));
+        let lens: Vec<_> = burst.buffers().iter().map(VolatileSlice::len).collect();
+        assert_eq!(lens, [10, 20]);
+    }
+
+    #[test]
+    fn a_buffer_of_no_bytes_is_passed_over() {
+        let mut driver = Driver::new(8);
+        // Its address does not matter: it is never touched.
+        let buffers = [(u64::MAX, 0), (GUEST_BUFFERS, 16), (GUEST_END, 0)];
+        driver.chain(&[0, 1, 2], &buffers, 0);
+        driver.offer(0);
+        let mut ring = driver.ring(PLAIN, Direction::FromGuest);
+        let mut burst = ring.open(&driver.mem).unwrap();
+        assert!(matches!(burst.peek(), Ok(Next::Chain { len: 16, .. })));
+        assert_eq!(burst.buffers().len(), 1);
+    }
+
+    #[test]
+    fn a_buffer_outside_guest_memory_makes_a_bad_chain() {
+        for (address, len) in [
+            (GUEST_END, 1),
+            (GUEST_END - 1, 2),
+            (GUEST_BUFFERS, u32::MAX),
+            (u64::MAX, 1),
+            (u64::MAX - 15, 16),
+            (u64::MAX - 15, 32),
+            (1 << 63, 16),
+        ] {
+            let mut driver = Driver::new(8);
+            driver.chain(&[0, 1], &[(GUEST_BUFFERS, 16), (address, len)], 0);
+            driver.offer(0);
+            assert_eq!(fault(&driver, PLAIN), ChainFault::Unmapped { address, len });
+        }
+    }
+
+    #[test]
+    fn a_buffer_that_goes_the_wrong_way_makes_a_bad_chain() {
+        for (direction, wrong) in [(Direction::FromGuest, WRITE), (Direction::ToGuest, 0)] {
+            for position in 0..2 {
+                let mut driver = Driver::new(8);
+                let right = wrong ^ WRITE;
+                let buffers = [(GUEST_BUFFERS, 16), (GUEST_BUFFERS, 16)];
+                driver.chain(&[0, 1], &buffers, right);
+                let (flags, next) = if position == 0 { (NEXT, 1) } else { (0, 0) };
+                driver.describe(position, buffers[0], wrong | flags, next);
+                driver.offer(0);
+                assert!(matches!(
+                    first(&driver, PLAIN, direction),
+                    Next::Bad {
+                        head: 0,
+                        fault: ChainFault::Direction
+                    }
+                ));
+            }
+        }
+    }
+
+    #[test]
+    fn a_next_outside_the_table_makes_a_bad_chain() {
+        for next in [8, 9, 0x7fff, u16::MAX] {
+            let mut driver = Driver::new(8);
+            driver.describe(0, (GUEST_BUFFERS, 16), NEXT, next);
+            driver.offer(0);
+            assert_eq!(fault(&driver, PLAIN), ChainFault::Next { next, table: 8 });
+        }
+    }
+
+    #[test]
+    fn a_loop_makes_a_bad_chain() {
+        for len in [1, 2, 8] {
+            for bytes in [0, 16] {
+                let mut driver = Driver::new(8);
+                for id in 0..len {
+                    driver.describe(id, (GUEST_BUFFERS, bytes), NEXT, (id + 1) % len);
+                }
+                driver.offer(0);
+                assert_eq!(fault(&driver, PLAIN), ChainFault::TooLong);
+            }
+        }
+    }
+
+    #[test]
+    fn a_chain_may_have_64_buffers_and_no_more() {
+        for (buffers, fits) in [(64, true), (65, false), (128, false)] {
+            let mut driver = Driver::new(128);
+            let ids: Vec<u16> = (0..buffers).collect();
+            let spans = vec![(GUEST_BUFFERS, 4); ids.len()];
+            driver.chain(&ids, &spans, 0);
+            driver.offer(0);
+            match first(&driver, PLAIN, Direction::FromGuest) {
+                Next::Chain { len, .. } => assert!(fits && len == 4 * ids.len()),
+                Next::Bad { fault, .. } => assert!(!fits && fault == ChainFault::TooLong),
+                Next::Nothing => panic!("nothing found"),
+            }
+        }
+    }
+
+    #[test]
+    fn an_indirect_table_is_walked_as_the_ring_is() {
+        let mut driver = Driver::new(8);
+        // The write flag of the descriptor that names the table does not count.
+        driver.describe(4, (TABLE, 48), INDIRECT | WRITE, 0);
+        driver.describe_at(TABLE, 0, (GUEST_BUFFERS, 16), NEXT, 2);
+        driver.describe_at(TABLE, 2, (GUEST_BUFFERS + 16, 100), 0, 0);
+        driver.offer(4);
+        assert_eq!(len(&driver, WITH_INDIRECT), 116);
+    }
+
+    #[test]
+    fn an_indirect_table_may_end_a_chain_of_plain_buffers() {
+        let mut driver = Driver::new(8);
+        driver.describe(0, (GUEST_BUFFERS, 16), NEXT, 1);
+        driver.describe(1, (TABLE, 16), INDIRECT, 0);
+        driver.describe_at(TABLE, 0, (GUEST_BUFFERS + 16, 100), 0, 0);
+        driver.offer(0);
+        assert_eq!(len(&driver, WITH_INDIRECT), 116);
+    }
+
+    #[test]
+    fn buffers_of_ring_and_indirect_table_count_together() {
+        for (in_table, fits) in [(32, true), (33, false)] {
+            let mut driver = Driver::new(64);
+            for id in 0..32 {
+                driver.describe(id, (GUEST_BUFFERS, 1), NEXT, id + 1);
+            }
+            driver.describe(32, (TABLE, 16 * u32::from(in_table)), INDIRECT, 0);
+            for id in 0..in_table {
+                let flags = if id + 1 < in_table { NEXT } else { 0 };
+                driver.describe_at(TABLE, id, (GUEST_BUFFERS, 1), flags, id + 1);
+            }
+            driver.offer(0);
+            let next = first(&driver, WITH_INDIRECT, Direction::FromGuest);
+            assert_eq!(
+                matches!(next, Next::Chain { len: 64, .. }),
+                fits,
+                "{next:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_indirect_table_that_was_not_negotiated_makes_a_bad_chain() {
+        let mut driver = Driver::new(8);
+        driver.describe(0, (TABLE, 16), INDIRECT, 0);
+        driver.describe_at(TABLE, 0, (GUEST_BUFFERS, 16), 0, 0);
+        driver.offer(0);
+        assert_eq!(fault(&driver, PLAIN), ChainFault::Indirect { len: 16 });
+        assert_eq!(len(&driver, WITH_INDIRECT), 16);
+    }
+
+    #[test]
+    fn an_indirect_table_of_a_wrong_length_makes_a_bad_chain() {
+        for len in [0, 1, 15, 17, 65 * 16, 65_535 * 16, u32::MAX - 15, u32::MAX] {
+            let mut driver = Driver::new(8);
+            driver.describe(0, (TABLE, len), INDIRECT, 0);
+            driver.offer(0);
+            assert_eq!(fault(&driver, WITH_INDIRECT), ChainFault::Indirect { len });
+        }
+    }
+
+    #[test]
+    fn an_indirect_table_with_a_next_or_in_another_makes_a_bad_chain() {
+        let mut driver = Driver::new(8);
+        driver.describe(0, (TABLE, 16), INDIRECT | NEXT, 1);
+        driver.describe(1, (GUEST_BUFFERS, 16), 0, 0);
+        driver.offer(0);
+        assert_eq!(
+            fault(&driver, WITH_INDIRECT),
+            ChainFault::Indirect { len: 16 }
+        );
+        driver.describe(0, (TABLE, 32), INDIRECT, 0);
+        driver.describe_at(TABLE, 0, (GUEST_BUFFERS, 16), NEXT, 1);
+        driver.describe_at(TABLE, 1, (TABLE, 48), INDIRECT, 0);
+        assert_eq!(
+            fault(&driver, WITH_INDIRECT),
+            ChainFault::Indirect { len: 48 }
+        );
+    }
+
+    #[test]
+    fn an_indirect_table_is_bounded_by_its_length_and_by_guest_memory() {
+        let mut driver = Driver::new(8);
+        driver.describe(0, (TABLE, 32), INDIRECT, 0);
+        driver.describe_at(TABLE, 0, (GUEST_BUFFERS, 16), NEXT, 2);
+        driver.describe_at(TABLE, 2, (GUEST_BUFFERS, 16), 0, 0);
+        driver.offer(0);
+        assert_eq!(
+            fault(&driver, WITH_INDIRECT),
+            ChainFault::Next { next: 2, table: 2 }
+        );
+        driver.describe_at(TABLE, 0, (GUEST_BUFFERS, 16), NEXT, 0);
+        assert_eq!(fault(&driver, WITH_INDIRECT), ChainFault::TooLong);
+        for address in [GUEST_END, GUEST_END - 16, u64::MAX - 15] {
+            driver.describe(0, (address, 32), INDIRECT, 0);
+            assert_eq!(
+                fault(&driver, WITH_INDIRECT),
+                ChainFault::Unmapped { address, len: 32 }
+            );
+        }
+    }
+
+    #[test]
+    fn a_bad_chain_is_given_back_and_the_next_one_is_found() {
+        let mut driver = Driver::new(8);
+        driver.describe(0, (GUEST_END, 16), 0, 0);
+        driver.describe(1, (GUEST_BUFFERS, 16), 0, 0);
+        driver.offer(0);
+        driver.offer(1);
+        let mut ring = driver.ring(PLAIN, Direction::FromGuest);
+        let mut burst = ring.open(&driver.mem).unwrap();
+        assert!(matches!(burst.peek(), Ok(Next::Bad { head: 0, .. })));
+        burst.complete(0, 0);
+        assert!(matches!(burst.peek(), Ok(Next::Chain { head: 1, .. })));
+    }
+
+    #[test]
+    fn a_head_outside_the_ring_is_a_fault() {
+        for head in [8, 9, u16::MAX] {
+            let mut driver = Driver::at(8, 21);
+            driver.offer(head);
+            let mut ring = driver.ring(PLAIN, Direction::FromGuest);
+            let mut burst = ring.open(&driver.mem).unwrap();
+            assert_eq!(
+                burst.peek().unwrap_err(),
+                RingFault::Head {
+                    entry: 21,
+                    head,
+                    size: 8
+                }
+            );
+        }
+    }
+
+    #[test]
+    fn an_available_index_that_jumps_or_steps_back_is_a_fault() {
+        for from in [0u16, 5, u16::MAX] {
+            for by in [9, 10, 0x8000, 0xfffe, 0xffff] {
+                let driver = Driver::at(8, from);
+                let to = from.wrapping_add(by);
+                driver.set_available(to);
+                let mut ring = driver.ring(PLAIN, Direction::FromGuest);
+                let mut burst = ring.open(&driver.mem).unwrap();
+                let fault = RingFault::AvailableJump { from, to, size: 8 };
+                assert_eq!(burst.peek().unwrap_err(), fault);
+                assert_eq!(burst.ask_for_kick(), Err(fault));
+            }
+        }
+    }
+
+    #[test]
+    fn one_read_of_the_index_does_not_reach_past_it() {
+        // What was offered after the index was read is found by reading it again.
+        let mut driver = Driver::new(8);
+        driver.describe(0, (GUEST_BUFFERS, 16), 0, 0);
+        driver.offer(0);
+        let mut ring = driver.ring(PLAIN, Direction::FromGuest);
+        let mem = driver.mem.clone();
+        let mut burst = ring.open(&mem).unwrap();
+        assert!(matches!(burst.peek(), Ok(Next::Chain { .. })));
+        burst.complete(0, 0);
+        assert!(matches!(burst.peek(), Ok(Next::Nothing)));
+        driver.offer(0);
+        assert!(matches!(burst.peek(), Ok(Next::Chain { .. })));
+    }
+
+    #[test]
+    fn an_event_is_passed_only_by_the_step_over_it() {
+        for base in [0u16, 100, 0x7fff, 0xfffa, u16::MAX] {
+            let at = |by: u16| base.wrapping_add(by);
+            // From `base` to `base + 3` the entries base, base+1 and base+2 are added.
+            for (event, passed) in [(0, true), (1, true), (2, true), (3, false), (4, false)] {
+                assert_eq!(
+                    passes_event(at(event), at(3), base),
+                    passed,
+                    "{base} {event}"
+                );
+            }
+            assert!(!passes_event(base.wrapping_sub(1), at(3), base));
+            assert!(!passes_event(at(0x8000), at(3), base));
+            assert!(!passes_event(base, base, base), "no step passes nothing");
+        }
+    }
+
+    /// Completes `count` entries that are already available and publishes them.
+    fn work(driver: &mut Driver, ring: &mut GuestRing, count: u16) -> bool {
+        for _ in 0..count {
+            driver.offer(0);
+            let mut burst = ring.open(&driver.mem).unwrap();
+            assert!(matches!(burst.peek(), Ok(Next::Chain { .. })));
+            burst.complete(0, 0);
+            burst.publish();
+        }
+        ring.open(&driver.mem).unwrap().wants_call()
+    }
+
+    #[test]
+    fn a_guest_is_called_when_its_event_is_passed() {
+        for start in [0u16, 0xfffe, u16::MAX] {
+            let at = |by: u16| start.wrapping_add(by);
+            let mut driver = Driver::at(8, start);
+            driver.describe(0, (GUEST_BUFFERS, 16), 0, 0);
+            let mut ring = driver.ring(EVENT_IDX, Direction::FromGuest);
+            assert!(!work(&mut driver, &mut ring, 0), "nothing was completed");
+            driver.set_used_event(at(2));
+            assert!(!work(&mut driver, &mut ring, 2));
+            assert!(work(&mut driver, &mut ring, 1), "entry 2 is there");
+            assert!(!work(&mut driver, &mut ring, 0), "once for each event");
+            assert!(!work(&mut driver, &mut ring, 3), "the event is behind");
+            driver.set_used_event(at(8));
+            assert!(work(&mut driver, &mut ring, 4), "passed in the middle");
+        }
+    }
+
+    #[test]
+    fn a_stale_event_of_the_guest_calls_once_in_65536() {
+        let mut driver = Driver::at(8, 10);
+        driver.describe(0, (GUEST_BUFFERS, 16), 0, 0);
+        let mut ring = driver.ring(EVENT_IDX, Direction::FromGuest);
+        driver.set_used_event(9);
+        let calls = (0..65_536)
+            .filter(|_| work(&mut driver, &mut ring, 1))
+            .count();
+        assert_eq!(calls, 1);
+    }
+
+    #[test]
+    fn a_guest_that_wants_no_interrupt_is_not_called() {
+        let mut driver = Driver::new(8);
+        driver.describe(0, (GUEST_BUFFERS, 16), 0, 0);
+        let mut ring = driver.ring(PLAIN, Direction::FromGuest);
+        assert!(!work(&mut driver, &mut ring, 0), "nothing was completed");
+        assert!(work(&mut driver, &mut ring, 1));
+        driver.set_flags(AVAIL_F_NO_INTERRUPT);
+        assert!(!work(&mut driver, &mut ring, 3));
+        driver.set_flags(0);
+        assert!(work(&mut driver, &mut ring, 1));
+        driver.set_flags(!AVAIL_F_NO_INTERRUPT);
+        assert!(work(&mut driver, &mut ring, 1), "other flags do not count");
+    }
+
+    #[test]
+    fn a_guest_that_wanted_no_interrupt_for_65536_entries_is_called_for_the_next() {
+        // Where the guest wanted to be called last must not be taken for where it is now.
+        let mut driver = Driver::new(8);
+        driver.describe(0, (GUEST_BUFFERS, 16), 0, 0);
+        let mut ring = driver.ring(PLAIN, Direction::FromGuest);
+        assert!(work(&mut driver, &mut ring, 1));
+        driver.set_flags(AVAIL_F_NO_INTERRUPT);
+        for _ in 0..65_535 {
+            assert!(!work(&mut driver, &mut ring, 1));
+        }
+        driver.set_flags(0);
+        assert!(work(&mut driver, &mut ring, 1));
+    }
+
+    #[test]
+    fn kicks_are_refused_and_asked_for_by_flag() {
+        let mut driver = Driver::new(8);
+        driver.describe(0, (GUEST_BUFFERS, 16), 0, 0);
+        let mut ring = driver.ring(PLAIN, Direction::FromGuest);
+        let mem = driver.mem.clone();
+        let mut burst = ring.open(&mem).unwrap();
+        burst.refuse_kicks();
+        assert_eq!(driver.used_flags(), USED_F_NO_NOTIFY);
+        assert_eq!(burst.ask_for_kick(), Ok(false));
+        assert_eq!(driver.used_flags(), 0);
+        driver.offer(0);
+        assert_eq!(burst.ask_for_kick(), Ok(true), "already there");
+        assert_eq!(driver.kick_event(), 0, "the event was not negotiated");
+    }
+
+    #[test]
+    fn kicks_are_refused_and_asked_for_by_event() {
+        for start in [0u16, 0xfffc, u16::MAX] {
+            let mut driver = Driver::at(8, start);
+            driver.describe(0, (GUEST_BUFFERS, 16), 0, 0);
+            let mut ring = driver.ring(EVENT_IDX, Direction::FromGuest);
+            let mem = driver.mem.clone();
+            let mut burst = ring.open(&mem).unwrap();
+            for _ in 0..6 {
+                assert_eq!(burst.ask_for_kick(), Ok(false));
+                let old = driver.available;
+                driver.offer(0);
+                assert!(driver.would_kick(true, old), "asked for");
+                burst.refuse_kicks();
+                for _ in 1..8 {
+                    let old = driver.available;
+                    driver.offer(0);
+                    assert!(!driver.would_kick(true, old), "refused");
+                }
+                assert_eq!(burst.ask_for_kick(), Ok(true), "already there");
+                while matches!(burst.peek(), Ok(Next::Chain { .. })) {
+                    burst.complete(0, 0);
+                }
+                burst.publish();
+            }
+            assert_eq!(driver.used_flags(), 0, "the flag was not negotiated");
+        }
+    }
+}

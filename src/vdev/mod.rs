@@ -13,6 +13,8 @@ mod backend;
 mod device;
 mod driver_ring;
 mod guest_ring;
+#[cfg(test)]
+mod mock;
 mod relay;
 mod rpmsg;
 mod session;
