@@ -16,7 +16,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::driver_ring::DriverRing;
 use super::guest_ring::{Direction, GuestRing, RingFault, RingFeatures, RingLayout};
-use super::relay::{Counters, RelayFault, ToCore, ToGuest};
+use super::relay::{Counters, Moved, RelayFault, ToCore, ToGuest};
 use super::rpmsg::{Announcements, VIRTIO_RPMSG_F_NS};
 use super::vring::Vring;
 use super::{QUEUE_TO_CORE, QUEUE_TO_GUEST, QUEUES};
@@ -230,11 +230,12 @@ impl Vdev {
         let Some(queue) = usable(&mut self.guest[QUEUE_TO_CORE]) else {
             return Round::default();
         };
-        let result = core
+        let mut moved = Moved::default();
+        let ended = core
             .to_core
-            .relay(&mut queue.ring, memory, ram, &mut self.to_core);
+            .relay(&mut queue.ring, memory, ram, &mut self.to_core, &mut moved);
         let id = core.ids[QUEUE_TO_CORE];
-        self.conclude(QUEUE_TO_CORE, id, result)
+        self.conclude(QUEUE_TO_CORE, id, moved, ended)
     }
 
     /// Relays a burst from the core to the guest, on the same condition.
@@ -248,61 +249,55 @@ impl Vdev {
         let Some(queue) = usable(&mut self.guest[QUEUE_TO_GUEST]) else {
             return Round::default();
         };
-        let result = core.to_guest.relay(
+        let name_service = self.features & VIRTIO_RPMSG_F_NS != 0;
+        let mut moved = Moved::default();
+        let ended = core.to_guest.relay(
             &mut queue.ring,
             memory,
             ram,
-            self.features & VIRTIO_RPMSG_F_NS != 0,
-            &mut self.announcements,
+            name_service.then_some(&mut self.announcements),
             &mut self.to_guest,
+            &mut moved,
         );
         let id = core.ids[QUEUE_TO_GUEST];
-        self.conclude(QUEUE_TO_GUEST, id, result)
+        self.conclude(QUEUE_TO_GUEST, id, moved, ended)
     }
 
-    /// Does what a burst asks for. Nothing of the ring is held any more, so the guest is called
-    /// outside of it.
+    /// Does what a burst asks for, also if a fault ended it. Nothing of the ring is held any more,
+    /// so the guest is called outside of it.
     fn conclude(
         &mut self,
         index: usize,
         id: NotifyId,
-        result: Result<super::relay::Moved, RelayFault>,
+        moved: Moved,
+        ended: Result<(), RelayFault>,
     ) -> Round {
-        let fault = match result {
-            Ok(moved) => {
-                if moved.call_guest
-                    && let Some(queue) = &self.guest[index]
-                {
-                    queue.vring.call();
-                }
-                return Round {
-                    progress: moved.progress,
-                    kick: moved.kick_core.then_some(id),
-                    failed: false,
-                };
-            }
-            Err(fault) => fault,
-        };
-        match fault {
-            RelayFault::Guest(cause) => {
+        if moved.call_guest
+            && let Some(queue) = &self.guest[index]
+        {
+            queue.vring.call();
+        }
+        match &ended {
+            Ok(()) => {}
+            Err(fault @ RelayFault::Guest(cause)) => {
                 warn!("{}: queue {index}: {fault}: {cause}", self.label);
                 if let Some(queue) = &mut self.guest[index] {
                     queue.broken = true;
                     queue.vring.report_error();
                 }
             }
-            RelayFault::Firmware(cause) => {
+            Err(fault @ RelayFault::Firmware(cause)) => {
                 error!("{}: vring {index}: {fault}: {cause}", self.label);
                 self.core = None;
             }
-            RelayFault::Memory(ref cause) => {
+            Err(fault @ RelayFault::Memory(cause)) => {
                 error!("{}: vring {index}: {fault}: {cause}", self.label);
                 self.core = None;
             }
         }
         Round {
-            progress: true,
-            kick: None,
+            progress: moved.progress || ended.is_err(),
+            kick: (moved.kick_core && self.core.is_some()).then_some(id),
             failed: self.core.is_none(),
         }
     }

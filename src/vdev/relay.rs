@@ -14,8 +14,8 @@
 use thiserror::Error;
 use vm_memory::{GuestMemoryMmap, VolatileSlice};
 
-use super::driver_ring::{DriverRing, FirmwareFault};
-use super::guest_ring::{GuestRing, Next, RingFault};
+use super::driver_ring::{DriverBurst, DriverRing, FirmwareFault};
+use super::guest_ring::{Burst, GuestRing, Next, RingFault};
 use super::rpmsg::{Announcements, HEADER_LEN, Header, NS_ADDRESS, NS_LEN};
 use crate::memory::{MemoryError, Ram};
 
@@ -86,7 +86,8 @@ impl ToCore {
         self.ring.held()
     }
 
-    /// Moves up to [`MESSAGES_PER_BURST`] messages from the guest to the core.
+    /// Moves up to [`MESSAGES_PER_BURST`] messages from the guest to the core. What `moved` then
+    /// says has happened, whatever ended the burst.
     ///
     /// # Errors
     /// [`RelayFault`]: this direction is broken, by the guest or by the firmware.
@@ -96,63 +97,77 @@ impl ToCore {
         mem: &GuestMemoryMmap,
         ram: &Ram,
         counters: &mut Counters,
-    ) -> Result<Moved, RelayFault> {
-        let mut moved = Moved::default();
+        moved: &mut Moved,
+    ) -> Result<(), RelayFault> {
         let mut core = self.ring.open(ram)?;
         while let Some((id, _)) = core.take_returned()? {
             self.free.push(id);
             moved.progress = true;
         }
         let mut burst = guest.open(mem)?;
-        burst.refuse_kicks();
-        let mut looked_at = 0;
-        while looked_at < MESSAGES_PER_BURST {
-            let (head, len) = match burst.peek()? {
-                Next::Nothing => {
-                    if burst.ask_for_kick()? {
-                        burst.refuse_kicks();
-                        continue;
-                    }
-                    break;
-                }
-                Next::Bad { head, .. } => {
-                    counters.bad_chains += 1;
-                    burst.complete(head, 0);
-                    looked_at += 1;
-                    continue;
-                }
-                Next::Chain { head, len } => (head, len),
-            };
-            // Kicks stay refused while we are out of buffers: the firmware, by giving one back,
-            // brings us here again.
-            let Some(id) = self.free.last().copied() else {
-                break;
-            };
-            looked_at += 1;
-            let mut header = [0u8; HEADER_LEN];
-            gather(burst.buffers(), &mut header);
-            let message_len = Header::parse(&header).message_len();
-            if len < HEADER_LEN || message_len > len {
-                counters.malformed += 1;
-            } else if message_len > core.buffer_size() as usize {
-                counters.too_long += 1;
-            } else {
-                copy_message(&header, burst.buffers(), &[core.buffer(id)?], message_len);
-                self.free.pop();
-                #[expect(clippy::cast_possible_truncation, reason = "at most a buffer's size")]
-                core.offer(id, message_len as u32, false);
-                counters.messages += 1;
-                counters.bytes += message_len as u64;
-            }
-            burst.complete(head, 0);
-        }
-        moved.progress |= looked_at != 0;
+        let ended = to_core(&mut burst, &mut core, &mut self.free, counters, moved);
+        // Also after a fault: what was moved before it has been moved, and both sides must see it.
         burst.publish();
         moved.call_guest = burst.wants_call();
         moved.kick_core = core.publish();
         counters.notifications += u64::from(moved.kick_core);
-        Ok(moved)
+        ended
     }
+}
+
+/// Moves messages until there are none, or no buffers for them, or the burst's share is used up.
+fn to_core(
+    burst: &mut Burst<'_>,
+    core: &mut DriverBurst<'_>,
+    free: &mut Vec<u16>,
+    counters: &mut Counters,
+    moved: &mut Moved,
+) -> Result<(), RelayFault> {
+    burst.refuse_kicks();
+    let mut looked_at = 0;
+    while looked_at < MESSAGES_PER_BURST {
+        let (head, len) = match burst.peek()? {
+            Next::Nothing => {
+                if burst.ask_for_kick()? {
+                    burst.refuse_kicks();
+                    continue;
+                }
+                break;
+            }
+            Next::Bad { head, .. } => {
+                counters.bad_chains += 1;
+                burst.complete(head, 0);
+                looked_at += 1;
+                moved.progress = true;
+                continue;
+            }
+            Next::Chain { head, len } => (head, len),
+        };
+        // Kicks stay refused while we are out of buffers: the firmware, by giving one back,
+        // brings us here again.
+        let Some(id) = free.last().copied() else {
+            break;
+        };
+        let mut header = [0u8; HEADER_LEN];
+        gather(burst.buffers(), &mut header);
+        let message_len = Header::parse(&header).message_len();
+        if len < HEADER_LEN || message_len > len {
+            counters.malformed += 1;
+        } else if message_len > core.buffer_size() as usize {
+            counters.too_long += 1;
+        } else {
+            copy_message(&header, burst.buffers(), &[core.buffer(id)?], message_len);
+            free.pop();
+            #[expect(clippy::cast_possible_truncation, reason = "at most a buffer's size")]
+            core.offer(id, message_len as u32, false);
+            counters.messages += 1;
+            counters.bytes += message_len as u64;
+        }
+        burst.complete(head, 0);
+        looked_at += 1;
+        moved.progress = true;
+    }
+    Ok(())
 }
 
 /// The core's side of the direction to the guest: a ring whose buffers the firmware fills.
@@ -186,8 +201,9 @@ impl ToGuest {
         self.waiting.is_some()
     }
 
-    /// Moves up to [`MESSAGES_PER_BURST`] messages from the core to the guest. `name_service`
-    /// says whether the guest understands announcements; if not they are held back.
+    /// Moves up to [`MESSAGES_PER_BURST`] messages from the core to the guest, and enters what is
+    /// announced in `book`. Without one the guest has no name service, and announcements are held
+    /// back. What `moved` then says has happened, whatever ended the burst.
     ///
     /// # Errors
     /// [`RelayFault`]: this direction is broken, by the guest or by the firmware.
@@ -196,53 +212,62 @@ impl ToGuest {
         guest: &mut GuestRing,
         mem: &GuestMemoryMmap,
         ram: &Ram,
-        name_service: bool,
-        announcements: &mut Announcements,
+        book: Option<&mut Announcements>,
         counters: &mut Counters,
-    ) -> Result<Moved, RelayFault> {
-        let mut moved = Moved::default();
+        moved: &mut Moved,
+    ) -> Result<(), RelayFault> {
         let mut core = self.ring.open(ram)?;
         if self.waiting.is_none() && !core.has_returned()? {
-            return Ok(moved);
+            return Ok(());
         }
         let mut burst = guest.open(mem)?;
-        // The guest's driver kicks this queue after every refill. We look when we have a message,
-        // so a kick is worth something only while we are out of buffers.
-        burst.refuse_kicks();
-        let mut looked_at = 0;
-        while looked_at < MESSAGES_PER_BURST {
-            let Some((id, len)) = self
-                .waiting
-                .take()
-                .map_or_else(|| core.take_returned(), |m| Ok(Some(m)))?
-            else {
-                break;
-            };
-            let size = core.buffer_size();
-            let buffer = core.buffer(id)?;
-            let mut header = [0u8; HEADER_LEN];
-            buffer.copy_to(&mut header);
-            let parsed = Header::parse(&header);
-            let message_len = parsed.message_len();
-            // The length in the used ring may be that of the whole buffer (OpenAMP's devices do
-            // that); what counts is the header, and that it does not claim more.
-            if message_len > len.min(size) as usize {
-                counters.malformed += 1;
-                core.offer(id, size, true);
-                looked_at += 1;
-                continue;
-            }
-            let is_announcement =
-                parsed.destination == NS_ADDRESS && usize::from(parsed.payload_len) == NS_LEN;
-            if is_announcement && !name_service {
-                counters.withheld += 1;
-                core.offer(id, size, true);
-                looked_at += 1;
-                continue;
-            }
+        let waiting = &mut self.waiting;
+        let ended = to_guest(&mut burst, &mut core, waiting, book, counters, moved);
+        // Also after a fault, as in the other direction.
+        burst.publish();
+        moved.call_guest = burst.wants_call();
+        counters.notifications += u64::from(moved.call_guest);
+        moved.kick_core = core.publish();
+        ended
+    }
+}
+
+/// Moves messages until there are none, or no buffers for them, or the burst's share is used up.
+fn to_guest(
+    burst: &mut Burst<'_>,
+    core: &mut DriverBurst<'_>,
+    waiting: &mut Option<(u16, u32)>,
+    mut book: Option<&mut Announcements>,
+    counters: &mut Counters,
+    moved: &mut Moved,
+) -> Result<(), RelayFault> {
+    let size = core.buffer_size();
+    // The guest's driver kicks this queue after every refill. We look when we have a message,
+    // so a kick is worth something only while we are out of buffers.
+    burst.refuse_kicks();
+    let mut looked_at = 0;
+    while looked_at < MESSAGES_PER_BURST {
+        if waiting.is_none() {
+            *waiting = core.take_returned()?;
+        }
+        // It waits until it is known what becomes of it.
+        let Some((id, len)) = *waiting else { break };
+        let buffer = core.buffer(id)?;
+        let mut header = [0u8; HEADER_LEN];
+        buffer.copy_to(&mut header);
+        let parsed = Header::parse(&header);
+        let message_len = parsed.message_len();
+        let is_announcement =
+            parsed.destination == NS_ADDRESS && usize::from(parsed.payload_len) == NS_LEN;
+        // The length in the used ring may be that of the whole buffer (OpenAMP's devices do
+        // that); what counts is the header, and that it does not claim more.
+        if message_len > len.min(size) as usize {
+            counters.malformed += 1;
+        } else if is_announcement && book.is_none() {
+            counters.withheld += 1;
+        } else {
             match burst.peek()? {
                 Next::Nothing => {
-                    self.waiting = Some((id, len));
                     if burst.ask_for_kick()? {
                         burst.refuse_kicks();
                         continue;
@@ -252,19 +277,19 @@ impl ToGuest {
                 Next::Bad { head, .. } => {
                     counters.bad_chains += 1;
                     burst.complete(head, 0);
-                    self.waiting = Some((id, len));
                     looked_at += 1;
+                    moved.progress = true;
                     continue;
                 }
                 Next::Chain { len: room, .. } if room < message_len => counters.too_long += 1,
                 Next::Chain { head, .. } => {
-                    let mut payload = [0u8; NS_LEN];
-                    if is_announcement {
+                    if let Some(book) = book.as_mut().filter(|_| is_announcement) {
+                        let mut payload = [0u8; NS_LEN];
                         // From here on the copy counts, for the guest and for our book.
                         if let Ok(rest) = buffer.subslice(HEADER_LEN, NS_LEN) {
                             rest.copy_to(&mut payload);
                         }
-                        announcements.note(&payload);
+                        book.note(&payload);
                         let mut to = Cursor::new(burst.buffers());
                         put(&header, &mut to);
                         put(&payload, &mut to);
@@ -277,16 +302,13 @@ impl ToGuest {
                     counters.bytes += message_len as u64;
                 }
             }
-            core.offer(id, size, true);
-            looked_at += 1;
         }
-        moved.progress = looked_at != 0;
-        burst.publish();
-        moved.call_guest = burst.wants_call();
-        counters.notifications += u64::from(moved.call_guest);
-        moved.kick_core = core.publish();
-        Ok(moved)
+        *waiting = None;
+        core.offer(id, size, true);
+        looked_at += 1;
+        moved.progress = true;
     }
+    Ok(())
 }
 
 /// Copies from the start of `from` until `into` is full or `from` ends.
@@ -373,5 +395,661 @@ impl<'s, 'm> Cursor<'s, 'm> {
             self.offset = 0;
         }
         Some(piece)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::guest_ring::{Direction, RingFeatures};
+    use super::super::mock::{
+        CORE_BUFFERS, Driver, Firmware, GUEST_BUFFERS, GUEST_END, VRING, WRITE, announcement,
+        message,
+    };
+    use super::super::rpmsg::BUFFER_LEN;
+    use super::*;
+
+    const EVENT_IDX: RingFeatures = RingFeatures {
+        event_idx: true,
+        indirect: false,
+    };
+
+    /// A burst's outcome: what it moved, and what ended it.
+    type Outcome = (Moved, Option<RelayFault>);
+
+    fn healthy((moved, fault): Outcome) -> Moved {
+        assert!(fault.is_none(), "{fault:?}");
+        moved
+    }
+
+    fn is_guests(outcome: &Outcome) -> bool {
+        matches!(outcome.1, Some(RelayFault::Guest(_)))
+    }
+
+    fn is_firmwares(outcome: &Outcome) -> bool {
+        matches!(outcome.1, Some(RelayFault::Firmware(_)))
+    }
+
+    /// The direction from the guest to the core.
+    struct Up {
+        driver: Driver,
+        guest: GuestRing,
+        firmware: Firmware,
+        core: ToCore,
+        counters: Counters,
+    }
+
+    impl Up {
+        fn new(guest: u16, core: u16) -> Self {
+            Self::with(guest, core, BUFFER_LEN)
+        }
+
+        fn with(guest: u16, core: u16, buffer_size: u32) -> Self {
+            let driver = Driver::new(guest);
+            let (firmware, ring) = Firmware::new(core, buffer_size, 0xa5);
+            Self {
+                guest: driver.ring(EVENT_IDX, Direction::FromGuest),
+                driver,
+                firmware,
+                core: ToCore::new(ring),
+                counters: Counters::default(),
+            }
+        }
+
+        /// One burst. Whatever came of it, what was completed is published.
+        fn relay(&mut self) -> Outcome {
+            let (guest, mem) = (&mut self.guest, &self.driver.mem);
+            let ram = &self.firmware.ram;
+            let mut moved = Moved::default();
+            let ended = self
+                .core
+                .relay(guest, mem, ram, &mut self.counters, &mut moved);
+            assert_eq!(self.driver.used_index(), self.guest.position());
+            (moved, ended.err())
+        }
+
+        /// Offers a message in one buffer of its own.
+        fn offer(&mut self, id: u16, message: &[u8]) {
+            let at = GUEST_BUFFERS + 512 * u64::from(id);
+            self.driver.write(at, message);
+            let len = u32::try_from(message.len()).unwrap();
+            self.driver.describe(id, (at, len), 0, 0);
+            self.driver.offer(id);
+        }
+    }
+
+    /// The direction from the core to the guest.
+    struct Down {
+        driver: Driver,
+        guest: GuestRing,
+        firmware: Firmware,
+        core: ToGuest,
+        counters: Counters,
+        name_service: bool,
+        book: Announcements,
+    }
+
+    impl Down {
+        fn new(guest: u16, core: u16) -> Self {
+            let driver = Driver::new(guest);
+            let (firmware, ring) = Firmware::new(core, BUFFER_LEN, 0xa5);
+            Self {
+                guest: driver.ring(EVENT_IDX, Direction::ToGuest),
+                driver,
+                core: ToGuest::new(ring, &firmware.ram).unwrap(),
+                firmware,
+                counters: Counters::default(),
+                name_service: true,
+                book: Announcements::default(),
+            }
+        }
+
+        /// One burst. Whatever came of it, what was completed is published.
+        fn relay(&mut self) -> Outcome {
+            let mut moved = Moved::default();
+            let ended = self.core.relay(
+                &mut self.guest,
+                &self.driver.mem,
+                &self.firmware.ram,
+                self.name_service.then_some(&mut self.book),
+                &mut self.counters,
+                &mut moved,
+            );
+            assert_eq!(self.driver.used_index(), self.guest.position());
+            (moved, ended.err())
+        }
+
+        fn buffer(id: u16) -> u64 {
+            GUEST_BUFFERS + 512 * u64::from(id)
+        }
+
+        /// Offers a whole buffer.
+        fn offer(&mut self, id: u16) {
+            self.driver.describe(id, (Self::buffer(id), 512), WRITE, 0);
+            self.driver.offer(id);
+        }
+
+        /// What the guest finds in the used entry at `index`.
+        fn received(&self, index: u16) -> Vec<u8> {
+            let (id, len) = self.driver.used(index);
+            let at = Self::buffer(u16::try_from(id).unwrap());
+            self.driver.read(at, usize::try_from(len).unwrap())
+        }
+    }
+
+    #[test]
+    fn a_message_of_any_length_reaches_the_core_unchanged() {
+        let mut up = Up::new(4, 4);
+        for len in 0..=496 {
+            let sent = message(1024, len, u32::from(len));
+            up.offer(len % 4, &sent);
+            let moved = healthy(up.relay());
+            assert!(moved.progress && moved.kick_core);
+            assert_eq!(up.firmware.receive().unwrap(), sent);
+            assert_eq!(up.driver.used(len), (u32::from(len % 4), 0));
+        }
+        assert_eq!(up.counters.messages, 497);
+        assert_eq!(
+            up.counters.bytes,
+            (0..=496).map(|len| 16 + len).sum::<u64>()
+        );
+        assert_eq!(up.counters.notifications, 497);
+    }
+
+    #[test]
+    fn a_message_of_any_length_reaches_the_guest_unchanged() {
+        let mut down = Down::new(4, 4);
+        for len in 0..=496 {
+            let sent = message(1024, len, u32::from(len));
+            down.offer(len % 4);
+            assert!(down.firmware.send(&sent));
+            let moved = healthy(down.relay());
+            assert!(moved.progress && moved.kick_core);
+            assert_eq!(down.received(len), sent);
+        }
+        assert_eq!(down.counters.messages, 497);
+        assert_eq!(
+            down.counters.bytes,
+            (0..=496).map(|len| 16 + len).sum::<u64>()
+        );
+    }
+
+    #[test]
+    fn a_message_may_be_split_anywhere_on_the_guests_side() {
+        let splits: [&[u32]; 8] = [
+            &[16, 496],
+            &[1, 511],
+            &[15, 497],
+            &[17, 495],
+            &[8, 4, 500],
+            &[1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 495],
+            &[7, 0, 9, 0, 100, 396],
+            &[511, 1],
+        ];
+        for split in splits {
+            for len in [0, 1, 40, 300, 496] {
+                let sent = message(7, len, 99);
+                let mut buffers = Vec::new();
+                let mut at = GUEST_BUFFERS;
+                for part in split {
+                    buffers.push((at, *part));
+                    at += u64::from(*part) + 3;
+                }
+                let ids: Vec<u16> = (0..32).collect();
+
+                let mut up = Up::new(32, 4);
+                up.driver.chain(&ids, &buffers, 0);
+                let mut rest = &sent[..];
+                for (at, part) in &buffers {
+                    let (now, later) = rest.split_at(rest.len().min(*part as usize));
+                    up.driver.write(*at, now);
+                    rest = later;
+                }
+                up.driver.offer(0);
+                healthy(up.relay());
+                assert_eq!(up.firmware.receive().unwrap(), sent, "{split:?} {len}");
+
+                let mut down = Down::new(32, 4);
+                down.driver.chain(&ids, &buffers, WRITE);
+                down.driver.offer(0);
+                assert!(down.firmware.send(&sent));
+                healthy(down.relay());
+                let mut received = Vec::new();
+                for (at, part) in &buffers {
+                    received.extend(down.driver.read(*at, *part as usize));
+                    assert_eq!(down.driver.read(at + u64::from(*part), 3), [0; 3]);
+                }
+                assert!(received[sent.len()..].iter().all(|byte| *byte == 0));
+                received.truncate(sent.len());
+                assert_eq!(received, sent, "{split:?} {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_buffer_longer_than_its_message_brings_only_the_message() {
+        let mut up = Up::new(4, 4);
+        let sent = message(7, 10, 1);
+        let mut padded = sent.clone();
+        padded.resize(512, 0xee);
+        up.offer(0, &padded);
+        healthy(up.relay());
+        assert_eq!(up.firmware.receive().unwrap(), sent);
+        assert_eq!(up.firmware.read(CORE_BUFFERS + 26, 486), [0xa5; 486]);
+    }
+
+    #[test]
+    fn a_malformed_message_of_the_guest_is_dropped_counted_and_given_back() {
+        let mut claims_more = message(7, 100, 1);
+        claims_more.pop();
+        let mut claims_most = message(7, 0, 1);
+        claims_most[12..14].copy_from_slice(&u16::MAX.to_le_bytes());
+        let cases = [claims_more, claims_most, vec![0; 15], vec![0; 1], vec![]];
+        let mut up = Up::new(8, 8);
+        for (id, case) in (0..).zip(&cases) {
+            up.offer(id, case);
+        }
+        let good = message(7, 5, 2);
+        up.offer(7, &good);
+        healthy(up.relay());
+        assert_eq!(up.counters.malformed, 5);
+        assert_eq!(up.counters.messages, 1);
+        assert_eq!(up.firmware.receive().unwrap(), good);
+        assert_eq!(up.firmware.receive(), None);
+        for (index, id) in [0, 1, 2, 3, 4, 7].into_iter().enumerate() {
+            assert_eq!(up.driver.used(u16::try_from(index).unwrap()), (id, 0));
+        }
+    }
+
+    #[test]
+    fn a_malformed_message_of_the_core_is_dropped_counted_and_its_buffer_offered_again() {
+        let mut down = Down::new(8, 2);
+        down.offer(0);
+        for (claimed, said) in [
+            (497u16, 512u32),
+            (u16::MAX, u32::MAX),
+            (100, 115),
+            (0, 15),
+            (0, 0),
+        ] {
+            let (id, address, _) = down.firmware.take().unwrap();
+            let mut bytes = message(7, 0, 1);
+            bytes[12..14].copy_from_slice(&claimed.to_le_bytes());
+            down.firmware.write(address, &bytes);
+            down.firmware.give_back(id.into(), said);
+            assert!(healthy(down.relay()).kick_core);
+        }
+        assert_eq!(down.counters.malformed, 5);
+        assert_eq!(down.guest.position(), 0, "the guest's buffer was not used");
+        let good = message(7, 5, 2);
+        assert!(down.firmware.send(&good));
+        healthy(down.relay());
+        assert_eq!(down.received(0), good);
+    }
+
+    #[test]
+    fn a_message_too_long_for_the_core_is_dropped_and_counted() {
+        let mut up = Up::with(4, 4, 256);
+        up.offer(0, &message(7, 241, 1));
+        let good = message(7, 240, 2);
+        up.offer(1, &good);
+        healthy(up.relay());
+        assert_eq!((up.counters.too_long, up.counters.messages), (1, 1));
+        assert_eq!(up.firmware.receive().unwrap(), good);
+        assert_eq!((up.driver.used(0), up.driver.used(1)), ((0, 0), (1, 0)));
+    }
+
+    #[test]
+    fn a_message_too_long_for_the_guests_buffer_is_dropped_and_counted() {
+        let mut down = Down::new(4, 4);
+        let at = Down::buffer(0);
+        down.driver.describe(0, (at, 99), WRITE, 0);
+        down.driver.offer(0);
+        assert!(down.firmware.send(&message(7, 84, 1)));
+        let good = message(7, 83, 2);
+        assert!(down.firmware.send(&good));
+        healthy(down.relay());
+        assert_eq!((down.counters.too_long, down.counters.messages), (1, 1));
+        assert_eq!(down.received(0), good);
+        assert_eq!(down.driver.used_index(), 1);
+        assert_eq!(
+            down.firmware.available(),
+            6,
+            "both buffers were offered again"
+        );
+    }
+
+    #[test]
+    fn a_bad_chain_of_the_guest_costs_no_message_in_either_direction() {
+        let mut up = Up::new(8, 8);
+        let (a, b) = (message(7, 5, 1), message(7, 6, 2));
+        up.offer(0, &a);
+        up.driver.describe(1, (GUEST_END, 16), 0, 0);
+        up.driver.offer(1);
+        up.offer(2, &b);
+        healthy(up.relay());
+        assert_eq!(up.counters.bad_chains, 1);
+        assert_eq!(up.firmware.receive().unwrap(), a);
+        assert_eq!(up.firmware.receive().unwrap(), b);
+        let used: Vec<_> = (0..3).map(|index| up.driver.used(index)).collect();
+        assert_eq!(used, [(0, 0), (1, 0), (2, 0)]);
+
+        let mut down = Down::new(8, 8);
+        down.offer(0);
+        down.driver.describe(1, (GUEST_BUFFERS, 512), 0, 0);
+        down.driver.offer(1);
+        down.offer(2);
+        assert!(down.firmware.send(&a) && down.firmware.send(&b));
+        healthy(down.relay());
+        assert_eq!(down.counters.bad_chains, 1);
+        assert_eq!((down.received(0), down.received(2)), (a, b));
+        assert_eq!(down.driver.used(1), (1, 0));
+    }
+
+    #[test]
+    fn without_a_buffer_of_the_core_the_guests_message_stays_where_it_is() {
+        let mut up = Up::new(8, 2);
+        let sent: Vec<_> = (0..5).map(|seed| message(7, 9, seed)).collect();
+        for (id, message) in (0..).zip(&sent) {
+            up.offer(id, message);
+        }
+        healthy(up.relay());
+        assert_eq!((up.driver.used_index(), up.core.in_flight()), (2, 2));
+        assert_eq!(healthy(up.relay()), Moved::default());
+        let old = up.driver.available;
+        up.offer(5, &message(7, 9, 5));
+        assert!(!up.driver.would_kick(true, old), "the firmware brings us");
+        let mut received = Vec::new();
+        for used in [3, 4, 5, 6, 6] {
+            received.extend(up.firmware.receive());
+            healthy(up.relay());
+            assert_eq!(up.driver.used_index(), used);
+        }
+        assert_eq!(received, sent);
+        let old = up.driver.available;
+        up.offer(6, &message(7, 9, 6));
+        assert!(
+            up.driver.would_kick(true, old),
+            "nothing is left to wait for"
+        );
+    }
+
+    #[test]
+    fn without_a_buffer_of_the_guest_the_cores_message_waits() {
+        let mut down = Down::new(8, 4);
+        let sent: Vec<_> = (0..4).map(|seed| message(7, 9, seed)).collect();
+        for message in &sent {
+            assert!(down.firmware.send(message));
+        }
+        assert!(!healthy(down.relay()).progress);
+        assert!(down.core.is_starved());
+        assert_eq!(down.core.ring.held(), 3, "at most one was taken");
+        assert!(!healthy(down.relay()).progress);
+        assert_eq!(down.core.ring.held(), 3);
+        let old = down.driver.available;
+        down.offer(0);
+        assert!(down.driver.would_kick(true, old), "the guest brings us");
+        healthy(down.relay());
+        assert_eq!(down.driver.used_index(), 1);
+        for id in 1..4 {
+            down.offer(id);
+        }
+        healthy(down.relay());
+        assert!(!down.core.is_starved());
+        let received: Vec<_> = (0..4).map(|index| down.received(index)).collect();
+        assert_eq!(received, sent);
+        let old = down.driver.available;
+        down.offer(4);
+        assert!(!down.driver.would_kick(true, old), "a refill is no news");
+    }
+
+    #[test]
+    fn the_guest_is_told_the_messages_length_whatever_the_firmware_says() {
+        let mut down = Down::new(4, 4);
+        for (index, said) in (0..).zip([512, 26, u32::MAX]) {
+            down.offer(index);
+            let (id, address, _) = down.firmware.take().unwrap();
+            down.firmware.write(address, &message(7, 10, 3));
+            down.firmware.give_back(id.into(), said);
+            healthy(down.relay());
+            assert_eq!(down.driver.used(index), (index.into(), 26));
+        }
+    }
+
+    #[test]
+    fn announcements_are_withheld_from_a_guest_without_name_service() {
+        let mut down = Down::new(4, 4);
+        down.name_service = false;
+        down.offer(0);
+        let data = message(7, 40, 1);
+        let not_quite = message(NS_ADDRESS, 39, 1);
+        assert!(down.firmware.send(&announcement("rpmsg-raw", 1024, 0)));
+        assert!(down.firmware.send(&data));
+        healthy(down.relay());
+        assert_eq!((down.counters.withheld, down.counters.messages), (1, 1));
+        assert_eq!(down.received(0), data);
+        assert_eq!(down.book.iter().count(), 0);
+        down.offer(1);
+        assert!(down.firmware.send(&not_quite));
+        healthy(down.relay());
+        assert_eq!(down.received(1), not_quite, "not of name service's length");
+        assert_eq!(down.firmware.available(), 7);
+    }
+
+    #[test]
+    fn an_announcement_is_booked_when_the_guest_gets_it_and_not_before() {
+        let mut down = Down::new(4, 4);
+        let sent = announcement("rpmsg-raw", 1024, 0);
+        assert!(down.firmware.send(&sent));
+        healthy(down.relay());
+        assert_eq!(down.book.iter().count(), 0);
+        // In small pieces, to be sure that the copy is put together right.
+        let buffers: Vec<_> = (0..4).map(|at| (Down::buffer(0) + 14 * at, 14)).collect();
+        down.driver.chain(&[0, 1, 2, 3], &buffers, WRITE);
+        down.driver.offer(0);
+        healthy(down.relay());
+        assert_eq!(down.received(0), sent);
+        let known: Vec<_> = down.book.iter().map(|known| known.address).collect();
+        assert_eq!(known, [1024]);
+    }
+
+    #[test]
+    fn the_header_that_was_judged_is_the_header_that_is_written() {
+        // The payload's source is changed between judging and copying.
+        let judged: [u8; HEADER_LEN] = message(7, 8, 1)[..HEADER_LEN].try_into().unwrap();
+        let changed = message(9, 0xffff, 2);
+        let mut from = changed[..24].to_vec();
+        let mut into = vec![0u8; 24];
+        let len = Header::parse(&judged).message_len();
+        copy_message(
+            &judged,
+            &[VolatileSlice::from(&mut from[..])],
+            &[VolatileSlice::from(&mut into[..])],
+            len,
+        );
+        assert_eq!(into[..HEADER_LEN], judged);
+        assert_eq!(into[HEADER_LEN..], changed[HEADER_LEN..24]);
+    }
+
+    #[test]
+    fn a_header_that_changes_all_the_time_reaches_no_side_unjudged() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        // One thread flips the length between a good and a bad one. What arrives is one of the
+        // lengths that were acceptable, and header and length agree.
+        let mut up = Up::new(4, 4);
+        up.offer(0, &message(7, 20, 1));
+        let mem = up.driver.mem.clone();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                use vm_memory::{Bytes, GuestAddress};
+                while !done.load(Ordering::Relaxed) {
+                    for len in [20u16, 4, 21, u16::MAX] {
+                        mem.write_obj(len, GuestAddress(GUEST_BUFFERS + 12))
+                            .unwrap();
+                    }
+                }
+            });
+            for _ in 0..20_000 {
+                healthy(up.relay());
+                if let Some(received) = up.firmware.receive() {
+                    let said = u16::from_le_bytes([received[12], received[13]]);
+                    assert_eq!(received.len(), 16 + usize::from(said));
+                    assert!(said == 20 || said == 4, "{said}");
+                }
+                up.driver.offer(0);
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+    }
+
+    #[test]
+    fn one_burst_moves_at_most_its_share() {
+        let mut up = Up::new(128, 64);
+        for id in 0..100 {
+            up.offer(id % 16, &message(7, 4, 1));
+        }
+        let share = u16::try_from(MESSAGES_PER_BURST).unwrap();
+        assert!(healthy(up.relay()).progress);
+        assert_eq!(up.driver.used_index(), share);
+        assert_eq!(up.firmware.available(), share);
+
+        let mut down = Down::new(128, 64);
+        for id in 0..100 {
+            down.offer(id % 16);
+        }
+        for _ in 0..64 {
+            assert!(down.firmware.send(&message(7, 4, 1)));
+        }
+        assert!(healthy(down.relay()).progress);
+        assert_eq!(down.driver.used_index(), share);
+    }
+
+    #[test]
+    fn bad_chains_and_bad_messages_count_against_the_share() {
+        let mut up = Up::new(128, 64);
+        up.driver.describe(0, (GUEST_END, 16), 0, 0);
+        for _ in 0..100 {
+            up.driver.offer(0);
+        }
+        healthy(up.relay());
+        assert_eq!(up.counters.bad_chains, MESSAGES_PER_BURST as u64);
+
+        let mut down = Down::new(128, 64);
+        down.driver.describe(0, (GUEST_END, 16), WRITE, 0);
+        for _ in 0..100 {
+            down.driver.offer(0);
+        }
+        assert!(down.firmware.send(&message(7, 4, 1)));
+        healthy(down.relay());
+        assert_eq!(down.counters.bad_chains, MESSAGES_PER_BURST as u64);
+        assert!(down.core.is_starved(), "the message is not lost");
+
+        let mut down = Down::new(16, 64);
+        for _ in 0..64 {
+            let (id, ..) = down.firmware.take().unwrap();
+            down.firmware.give_back(id.into(), 0);
+        }
+        healthy(down.relay());
+        assert_eq!(down.counters.malformed, MESSAGES_PER_BURST as u64);
+    }
+
+    #[test]
+    fn what_was_relayed_before_the_guest_broke_its_ring_is_shown_to_both() {
+        let mut up = Up::new(8, 8);
+        let sent = message(7, 5, 1);
+        up.offer(0, &sent);
+        up.driver.offer(8);
+        let outcome = up.relay();
+        assert!(is_guests(&outcome));
+        assert!(outcome.0.kick_core && outcome.0.call_guest);
+        assert_eq!(up.driver.used_index(), 1);
+        assert_eq!(up.firmware.receive().unwrap(), sent);
+
+        let mut down = Down::new(8, 2);
+        let lost = message(7, 6, 2);
+        down.offer(0);
+        down.driver.offer(8);
+        assert!(down.firmware.send(&sent) && down.firmware.send(&lost));
+        let outcome = down.relay();
+        assert!(is_guests(&outcome));
+        assert!(outcome.0.kick_core && outcome.0.call_guest);
+        assert_eq!(down.driver.used_index(), 1);
+        assert_eq!(down.received(0), sent);
+        assert_eq!(down.firmware.available(), 3, "the buffer is there again");
+    }
+
+    #[test]
+    fn a_message_waits_through_a_fault_of_the_guests_ring() {
+        let mut down = Down::new(8, 2);
+        let sent = message(7, 5, 1);
+        assert!(down.firmware.send(&sent));
+        down.driver.offer(8);
+        assert!(is_guests(&down.relay()));
+        assert!(down.core.is_starved());
+        // The guest sets its ring up anew.
+        let mut driver = Driver::new(8);
+        std::mem::swap(&mut down.driver, &mut driver);
+        down.guest = down.driver.ring(EVENT_IDX, Direction::ToGuest);
+        down.offer(3);
+        healthy(down.relay());
+        assert_eq!(down.received(0), sent);
+        assert_eq!(down.core.ring.held(), 2, "no buffer of the core is lost");
+    }
+
+    #[test]
+    fn what_was_relayed_before_the_firmware_broke_its_vring_is_shown_to_the_guest() {
+        let mut down = Down::new(8, 8);
+        let sent = message(7, 5, 1);
+        down.offer(0);
+        down.offer(1);
+        assert!(down.firmware.send(&sent));
+        down.firmware.give_back(8, 21);
+        let outcome = down.relay();
+        assert!(is_firmwares(&outcome));
+        assert!(outcome.0.call_guest);
+        assert_eq!(down.received(0), sent);
+    }
+
+    #[test]
+    fn a_firmware_that_breaks_its_vring_touches_no_ring_of_the_guest() {
+        let mut up = Up::new(8, 8);
+        up.offer(0, &message(7, 5, 1));
+        up.firmware.set_used(1);
+        assert!(is_firmwares(&up.relay()));
+        assert_eq!(up.driver.used_index(), 0);
+
+        let mut down = Down::new(8, 8);
+        down.offer(0);
+        down.firmware.give_back(8, 20);
+        assert!(is_firmwares(&down.relay()));
+        assert_eq!(down.driver.used_index(), 0);
+    }
+
+    #[test]
+    fn a_descriptor_that_the_firmware_rewrites_leads_nowhere() {
+        // The vring's descriptors are ours to write; what the firmware puts there is not read.
+        let mut down = Down::new(8, 2);
+        down.offer(0);
+        let sent = message(7, 5, 1);
+        let (id, address, _) = down.firmware.take().unwrap();
+        down.firmware.write(address, &sent);
+        let at = VRING + 16 * u64::from(id);
+        down.firmware.write(at, &[0xff; 16]);
+        down.firmware.give_back(id.into(), 512);
+        healthy(down.relay());
+        assert_eq!(down.received(0), sent);
+        let again = down.firmware.read(at, 8);
+        assert_eq!(again, address.to_le_bytes(), "written anew with each offer");
+    }
+
+    #[test]
+    fn nobody_is_notified_of_nothing() {
+        let mut up = Up::new(4, 4);
+        assert_eq!(healthy(up.relay()), Moved::default());
+        let mut down = Down::new(4, 4);
+        down.offer(0);
+        assert_eq!(healthy(down.relay()), Moved::default());
+        assert_eq!(up.counters, Counters::default());
+        assert_eq!(down.counters, Counters::default());
     }
 }
