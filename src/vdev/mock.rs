@@ -246,14 +246,20 @@ impl Firmware {
         self.read_u16(self.shape.available + 2)
     }
 
-    /// Takes the next descriptor: its number, address and length.
-    pub fn take(&mut self) -> Option<(u16, u64, u32)> {
+    /// Takes the next available entry: a descriptor's number.
+    pub fn take_number(&mut self) -> Option<u16> {
         if self.available() == self.next {
             return None;
         }
         let slot = u64::from(self.next & (self.shape.num - 1));
         let id = self.read_u16(self.shape.available + 4 + 2 * slot);
         self.next = self.next.wrapping_add(1);
+        Some(id)
+    }
+
+    /// Takes the next descriptor: its number, address and length.
+    pub fn take(&mut self) -> Option<(u16, u64, u32)> {
+        let id = self.take_number()?;
         let descriptor = self.read(VRING + 16 * u64::from(id), 16);
         let address = u64::from_le_bytes(descriptor[..8].try_into().unwrap());
         let len = u32::from_le_bytes(descriptor[8..12].try_into().unwrap());

@@ -15,6 +15,8 @@ mod driver_ring;
 mod guest_ring;
 #[cfg(test)]
 mod mock;
+#[cfg(test)]
+mod model;
 mod relay;
 mod rpmsg;
 mod session;

@@ -854,11 +854,11 @@ mod tests {
 
     #[test]
     fn the_header_that_was_judged_is_the_header_that_is_written() {
-        // The payload's source is changed between judging and copying.
+        // The buffer it was read from holds another one by the time of the copy.
         let judged: [u8; HEADER_LEN] = message(7, 8, 1)[..HEADER_LEN].try_into().unwrap();
         let changed = message(9, 0xffff, 2);
         let mut from = changed[..24].to_vec();
-        let mut into = vec![0u8; 24];
+        let mut into = [0u8; 24];
         let len = Header::parse(&judged).message_len();
         copy_message(
             &judged,
