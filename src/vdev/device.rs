@@ -325,3 +325,145 @@ impl Vdev {
 fn usable(queue: &mut Option<Attached>) -> Option<&mut Attached> {
     queue.as_mut().filter(|queue| !queue.broken)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{PipeReader, Read, pipe};
+    use std::os::fd::OwnedFd;
+
+    use vhost_user_backend::VringT;
+    use vm_memory::{GuestAddress, GuestMemoryAtomic};
+
+    use super::super::mock::{Driver, Firmware, GUEST_BUFFERS, message};
+    use super::super::rpmsg::BUFFER_LEN;
+    use super::*;
+
+    const IDS: [NotifyId; QUEUES] = [NotifyId(3), NotifyId(4)];
+
+    /// A queue, and what the VMM hears of calls and of errors.
+    fn queue(driver: &Driver, layout: RingLayout) -> (GuestQueue, PipeReader, PipeReader) {
+        let memory = Arc::new(driver.mem.clone());
+        let vring = Vring::new(GuestMemoryAtomic::from(memory.clone()), 256).unwrap();
+        let (calls, call) = pipe().unwrap();
+        let (errors, error) = pipe().unwrap();
+        vring.set_call(Some(OwnedFd::from(call).into()));
+        vring.set_err(Some(OwnedFd::from(error).into()));
+        let queue = GuestQueue {
+            layout,
+            features: 0,
+            memory,
+            vring,
+        };
+        (queue, calls, errors)
+    }
+
+    /// How often was something signalled, once nobody can signal any more?
+    fn signals(mut pipe: PipeReader) -> usize {
+        let mut bytes = Vec::new();
+        pipe.read_to_end(&mut bytes).unwrap();
+        bytes.len() / 8
+    }
+
+    /// A ring that nothing is ever offered in.
+    fn idle(driver: &Driver) -> RingLayout {
+        RingLayout {
+            descriptors: GuestAddress(0x5000),
+            available: GuestAddress(0x5800),
+            used: GuestAddress(0x5c00),
+            ..driver.layout
+        }
+    }
+
+    #[test]
+    fn a_guest_that_breaks_its_ring_is_left_alone_until_it_sets_it_up_anew() {
+        let mut driver = Driver::new(8);
+        let (mut firmware, ring) = Firmware::new(8, BUFFER_LEN, 0);
+        let mut vdev = Vdev::new("test".to_owned());
+        let (receive, ..) = queue(&driver, idle(&driver));
+        let (transmit, calls, errors) = queue(&driver, driver.layout);
+        assert_eq!(
+            vdev.attach(QUEUE_TO_GUEST, receive).unwrap(),
+            GuestState::Incomplete
+        );
+        assert_eq!(
+            vdev.attach(QUEUE_TO_CORE, transmit).unwrap(),
+            GuestState::Fresh
+        );
+        let (_, other) = Firmware::new(8, BUFFER_LEN, 0);
+        vdev.start([other, ring], IDS, &firmware.ram).unwrap();
+
+        let sent = message(7, 9, 1);
+        driver.write(GUEST_BUFFERS, &sent);
+        driver.describe(0, (GUEST_BUFFERS, 25), 0, 0);
+        driver.offer(0);
+        driver.offer(8);
+        let round = vdev.relay_to_core(&firmware.ram);
+        assert_eq!(round.kick, Some(IDS[QUEUE_TO_CORE]), "for what came before");
+        assert_eq!(driver.used_index(), 1);
+        for _ in 0..10 {
+            assert_eq!(vdev.relay_to_core(&firmware.ram), Round::default());
+        }
+        assert!(vdev.core_is_up(), "it is no fault of the firmware");
+        assert_eq!(vdev.snapshot().to_core.messages, 1);
+
+        assert_eq!(vdev.detach(QUEUE_TO_CORE), Some(1));
+        assert_eq!((signals(calls), signals(errors)), (1, 1));
+        driver.available = 1;
+        driver.set_available(1);
+        let (transmit, ..) = queue(&driver, driver.layout);
+        let state = vdev.attach(QUEUE_TO_CORE, transmit).unwrap();
+        assert_eq!(state, GuestState::Resumed);
+        driver.offer(0);
+        assert!(vdev.relay_to_core(&firmware.ram).progress);
+        // Both vrings lie at one place here; only the second was written to last.
+        assert_eq!(firmware.available(), 2);
+        assert_eq!(firmware.take_number(), Some(0));
+    }
+
+    #[test]
+    fn a_firmware_that_breaks_its_vring_loses_its_side_and_the_guest_keeps_its_own() {
+        let mut driver = Driver::new(8);
+        let (firmware, ring) = Firmware::new(8, BUFFER_LEN, 0);
+        let mut vdev = Vdev::new("test".to_owned());
+        let (receive, ..) = queue(&driver, idle(&driver));
+        let (transmit, calls, errors) = queue(&driver, driver.layout);
+        vdev.attach(QUEUE_TO_GUEST, receive).unwrap();
+        vdev.attach(QUEUE_TO_CORE, transmit).unwrap();
+        let (_, other) = Firmware::new(8, BUFFER_LEN, 0);
+        vdev.start([other, ring], IDS, &firmware.ram).unwrap();
+        driver.describe(0, (GUEST_BUFFERS, 25), 0, 0);
+        driver.offer(0);
+        firmware.set_used(1);
+        let round = vdev.relay_to_core(&firmware.ram);
+        assert_eq!((round.progress, round.kick), (true, None));
+        assert!(!vdev.core_is_up() && vdev.guest_is_up());
+        assert_eq!(vdev.relay_to_core(&firmware.ram), Round::default());
+        assert_eq!(
+            vdev.detach(QUEUE_TO_CORE),
+            Some(0),
+            "its message is still there"
+        );
+        assert_eq!((signals(calls), signals(errors)), (0, 0));
+    }
+
+    #[test]
+    fn nothing_moves_before_all_queues_are_there_nor_after_one_is_gone() {
+        let mut driver = Driver::new(8);
+        let (firmware, ring) = Firmware::new(8, BUFFER_LEN, 0);
+        let (_, other) = Firmware::new(8, BUFFER_LEN, 0);
+        let mut vdev = Vdev::new("test".to_owned());
+        vdev.start([other, ring], IDS, &firmware.ram).unwrap();
+        driver.describe(0, (GUEST_BUFFERS, 25), 0, 0);
+        driver.offer(0);
+        let (transmit, ..) = queue(&driver, driver.layout);
+        vdev.attach(QUEUE_TO_CORE, transmit).unwrap();
+        assert_eq!(vdev.relay_to_core(&firmware.ram), Round::default());
+        let (receive, ..) = queue(&driver, idle(&driver));
+        vdev.attach(QUEUE_TO_GUEST, receive).unwrap();
+        assert!(vdev.relay_to_core(&firmware.ram).progress);
+        driver.offer(0);
+        vdev.detach(QUEUE_TO_GUEST);
+        assert_eq!(vdev.relay_to_core(&firmware.ram), Round::default());
+        assert_eq!(driver.used_index(), 1);
+    }
+}

@@ -1186,4 +1186,72 @@ mod tests {
             assert_eq!(driver.used_flags(), 0, "the flag was not negotiated");
         }
     }
+
+    /// Where the seed of the fuzz target `guest_ring` is; `RPROCD_WRITE_SEEDS` set: write it.
+    #[test]
+    fn the_fuzz_targets_seed_is_a_ring_that_works() {
+        let mut seed = Vec::new();
+        for address in [0u64, 0x100, 0x140] {
+            seed.extend(address.to_le_bytes());
+        }
+        seed.extend(8u16.to_le_bytes());
+        seed.extend([3, 0, 0, 0, 0, 0]);
+        // A plain buffer, one across the regions' seam, an indirect table, a loop.
+        let descriptors: [(u64, u32, u16, u16); 8] = [
+            (0x200, 16, NEXT, 1),
+            (0x1ff8, 16, 0, 0),
+            (0x1c0, 32, INDIRECT, 0),
+            (0x200, 16, NEXT, 3),
+            (0, 0, 0, 0),
+            (0, 0, 0, 0),
+            (0, 0, 0, 0),
+            (0, 0, 0, 0),
+        ];
+        let table = [(0x200, 16, NEXT, 1), (0x300, 100, 0, 0)];
+        let mut content = vec![0u8; 0x1e0];
+        let all = descriptors.iter().zip((0..).step_by(16));
+        for ((address, len, flags, next), at) in all.chain(table.iter().zip([0x1c0, 0x1d0])) {
+            content[at..at + 8].copy_from_slice(&address.to_le_bytes());
+            content[at + 8..at + 12].copy_from_slice(&len.to_le_bytes());
+            content[at + 12..at + 14].copy_from_slice(&flags.to_le_bytes());
+            content[at + 14..at + 16].copy_from_slice(&next.to_le_bytes());
+        }
+        content[0x102] = 4;
+        content[0x104..0x10c].copy_from_slice(&[0, 0, 2, 0, 3, 0, 0, 0]);
+        let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
+        mem.write_slice(&content, GuestAddress(0)).unwrap();
+        let layout = RingLayout {
+            size: 8,
+            descriptors: GuestAddress(0),
+            available: GuestAddress(0x100),
+            used: GuestAddress(0x140),
+        };
+        let features = RingFeatures {
+            event_idx: true,
+            indirect: true,
+        };
+        let mut ring = GuestRing::take_up(layout, features, Direction::FromGuest, &mem).unwrap();
+        let mut burst = ring.open(&mem).unwrap();
+        let mut found = Vec::new();
+        while let Ok(next @ (Next::Chain { head, .. } | Next::Bad { head, .. })) = burst.peek() {
+            let len = if let Next::Chain { len, .. } = next {
+                len
+            } else {
+                0
+            };
+            found.push((head, len));
+            burst.complete(head, 0);
+        }
+        assert_eq!(found, [(0, 32), (2, 116), (3, 0), (0, 32)]);
+
+        seed.extend(content);
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/fuzz/seeds/guest_ring/four_chains"
+        );
+        if std::env::var_os("RPROCD_WRITE_SEEDS").is_some() {
+            std::fs::write(path, &seed).unwrap();
+        }
+        assert!(std::fs::read(path).unwrap_or_default() == seed);
+    }
 }

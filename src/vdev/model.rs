@@ -621,16 +621,16 @@ proptest! {
 
     #[test]
     fn a_hostile_guest_reaches_nothing_but_its_own_memory(setting in setting()) {
-        hostile(setting, Hostile::Guest, 300);
+        hostile(setting, Hostile::Guest, 150);
     }
 
     #[test]
     fn a_hostile_firmware_reaches_nothing_but_its_own_memory(setting in setting()) {
-        hostile(setting, Hostile::Core, 300);
+        hostile(setting, Hostile::Core, 150);
     }
 
     #[test]
     fn two_hostile_sides_reach_nothing_but_their_own_memory(setting in setting()) {
-        hostile(setting, Hostile::Both, 300);
+        hostile(setting, Hostile::Both, 150);
     }
 }

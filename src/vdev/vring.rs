@@ -247,3 +247,117 @@ impl VringT<SharedMemory> for Vring {
         *lock(&self.shared.error) = file.and_then(nonblocking).map(Arc::new);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, pipe};
+    use std::os::fd::OwnedFd;
+    use std::sync::atomic::AtomicU32;
+
+    use super::*;
+
+    fn vring() -> Vring {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
+        Vring::new(GuestMemoryAtomic::new(memory), 256).unwrap()
+    }
+
+    fn up(vring: &Vring) {
+        vring.set_queue_info(0x1000, 0x2000, 0x3000).unwrap();
+        vring.set_queue_size(8);
+        vring.set_queue_ready(true);
+        vring.set_enabled(true);
+    }
+
+    #[test]
+    fn a_kick_descriptor_that_is_closed_or_empty_is_read_without_an_error() {
+        let vring = vring();
+        let (reader, writer) = pipe().unwrap();
+        vring.set_kick(Some(OwnedFd::from(reader).into()));
+        assert!(
+            vring.read_kick().is_ok(),
+            "nothing to read, and it does not block"
+        );
+        drop(writer);
+        assert!(vring.read_kick().is_ok(), "the end of the pipe");
+        vring.set_kick(Some(File::open("/dev/null").unwrap()));
+        assert!(vring.read_kick().is_ok());
+        vring.set_kick(None);
+        assert!(vring.read_kick().is_ok());
+    }
+
+    #[test]
+    fn a_call_or_error_descriptor_that_is_full_or_closed_blocks_nobody() {
+        let vring = vring();
+        let (mut calls, call) = pipe().unwrap();
+        let (errors, error) = pipe().unwrap();
+        vring.set_call(Some(OwnedFd::from(call).into()));
+        vring.set_err(Some(OwnedFd::from(error).into()));
+        for _ in 0..100_000 {
+            vring.call();
+            vring.report_error();
+        }
+        vring.set_call(None);
+        let mut bytes = Vec::new();
+        calls.read_to_end(&mut bytes).unwrap();
+        assert!(!bytes.is_empty() && bytes.len() < 800_000);
+        drop(errors);
+        vring.report_error();
+        vring.call();
+    }
+
+    #[test]
+    fn a_ring_is_given_to_the_core_once_and_only_when_it_is_up() {
+        let vring = vring();
+        let never = |_| panic!("the ring is not up");
+        vring.attach_if_up(never, Box::new(|| None));
+        vring.set_queue_info(0x1000, 0x2000, 0x3000).unwrap();
+        vring.set_queue_ready(true);
+        vring.attach_if_up(never, Box::new(|| None));
+        up(&vring);
+        vring.attach_if_up(|_| false, Box::new(|| None));
+        assert!(!vring.is_attached(), "it was refused");
+        let mut given = None;
+        vring.attach_if_up(
+            |layout| {
+                given = Some(layout);
+                true
+            },
+            Box::new(|| None),
+        );
+        let layout = RingLayout {
+            size: 8,
+            descriptors: GuestAddress(0x1000),
+            available: GuestAddress(0x2000),
+            used: GuestAddress(0x3000),
+        };
+        assert_eq!(given, Some(layout));
+        assert!(vring.is_attached());
+        vring.attach_if_up(|_| panic!("it has it already"), Box::new(|| None));
+    }
+
+    #[test]
+    fn a_ring_that_is_disabled_or_stopped_is_taken_from_the_core_with_its_position() {
+        for stop in [
+            (|vring: &Vring| vring.set_enabled(false)) as fn(&Vring),
+            |vring| vring.set_queue_ready(false),
+        ] {
+            let (vring, times) = (vring(), Arc::new(AtomicU32::new(0)));
+            up(&vring);
+            for round in 1..3 {
+                up(&vring);
+                let counted = times.clone();
+                let detach = move || {
+                    counted.fetch_add(1, Ordering::Relaxed);
+                    Some(77)
+                };
+                vring.attach_if_up(|_| true, Box::new(detach));
+                assert!(vring.is_attached());
+                stop(&vring);
+                stop(&vring);
+                assert!(!vring.is_attached());
+                assert_eq!(times.load(Ordering::Relaxed), round, "once each time");
+                assert_eq!(vring.queue_next_avail(), 77);
+            }
+        }
+    }
+}
