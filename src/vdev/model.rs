@@ -212,17 +212,21 @@ fn honest_to_core(setting: Setting, steps: u32) -> u64 {
     let mut sent = VecDeque::new();
     // The first look at a ring that was taken up.
     let (mut kicked, mut core_kicked, mut seed) = (true, false, 0);
-    let mut step = 0;
+    let (mut step, mut lull) = (0, false);
     loop {
-        // At the end nothing new is sent, and all that was sent arrives by itself.
-        let draining = step >= steps;
+        // In a lull nothing new is sent, and all that was sent arrives by itself.
+        lull |= step >= steps || dice.one_in(200);
         let quiet = !kicked && !core_kicked && !honest.called;
-        if draining && quiet {
-            break;
+        if lull && quiet {
+            assert!(sent.is_empty(), "{} messages never arrive", sent.len());
+            if step >= steps {
+                break;
+            }
+            lull = false;
         }
         step += 1;
         match dice.below(4) {
-            0 if !draining => {
+            0 if !lull => {
                 let len = dice.small(u16::try_from(BUFFER).unwrap() - 15);
                 let message = message(7, len, seed);
                 let room = u32::from(len) + 16 + u32::from(dice.small(20));
@@ -259,7 +263,6 @@ fn honest_to_core(setting: Setting, steps: u32) -> u64 {
             _ => {}
         }
     }
-    assert!(sent.is_empty(), "{} messages never arrived", sent.len());
     assert_eq!(counters.messages, u64::from(seed));
     counters.messages
 }
@@ -276,12 +279,15 @@ fn honest_to_guest(setting: Setting, steps: u32) -> u64 {
     let mut book = Announcements::default();
     let mut sent = VecDeque::new();
     let (mut kicked, mut core_kicked, mut seed) = (true, true, 0);
-    let mut step = 0;
+    let (mut step, mut lull) = (0, false);
     loop {
-        let draining = step >= steps;
-        // While messages are on their way the guest goes on giving buffers.
-        if draining && !kicked && !honest.called && sent.is_empty() {
-            break;
+        // In a lull nothing new is sent, and the guest gives one buffer at a time.
+        lull |= step >= steps || dice.one_in(200);
+        if lull && !kicked && !honest.called && sent.is_empty() {
+            if step >= steps {
+                break;
+            }
+            lull = false;
         }
         assert!(
             step < steps + 100_000,
@@ -290,7 +296,7 @@ fn honest_to_guest(setting: Setting, steps: u32) -> u64 {
         );
         step += 1;
         match dice.below(4) {
-            0 => {
+            0 if !lull || honest.out.is_empty() => {
                 if let Some(kick) = honest.offer(&mut dice, BUFFER, &[]) {
                     kicked |= kick;
                 }
@@ -306,7 +312,7 @@ fn honest_to_guest(setting: Setting, steps: u32) -> u64 {
                 core_kicked |= moved.kick_core;
                 honest.called |= moved.call_guest;
             }
-            2 if !draining && core_kicked => {
+            2 if !lull && core_kicked => {
                 for _ in 0..=dice.below(setting.core.into()) {
                     let len = dice.small(u16::try_from(BUFFER).unwrap() - 15);
                     let message = if dice.one_in(8) {
