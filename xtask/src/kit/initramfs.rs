@@ -65,18 +65,11 @@ fn busybox(cache: &Cache, apt: &mut Apt, choice: &Choice) -> Result<PathBuf> {
 /// Builds the check program, static, and without what only a debugger reads.
 fn check_program() -> Result<PathBuf> {
     tools::need_target(TARGET)?;
+    println!("kit: building the guest's check program");
     let target = cargo::target_directory()?.join("guest-check");
     cargo::show(
         cargo::cargo()
-            .args([
-                "build",
-                "--quiet",
-                "--release",
-                "--package",
-                CHECK,
-                "--target",
-                TARGET,
-            ])
+            .args(["build", "--release", "--package", CHECK, "--target", TARGET])
             .arg("--target-dir")
             .arg(&target)
             .envs([
