@@ -17,6 +17,8 @@ const SIZES: [usize; 2] = [496, 1];
 /// Emulated on a busy machine.
 const EXCHANGE_LIMIT: Duration = Duration::from_secs(300);
 const SHORT: Duration = Duration::from_secs(60);
+/// Of the kernel's messages the console shows errors only. dmesg has them all.
+const QUIET: &str = "loglevel=4";
 
 /// `cargo xtask demo`.
 #[derive(clap::Args, Debug)]
@@ -63,20 +65,24 @@ fn with_guest(
     programs: &Path,
     vdevs: Vec<Vdev>,
 ) -> Result<u64> {
+    let how = match kit.accel.as_str() {
+        "kvm" => "with KVM",
+        _ => "emulated: a minute or so",
+    };
     println!(
-        "demo: booting Linux {} in {} ({})",
-        kit.kernel_version, kit.qemu_version, kit.accel
+        "demo: booting Linux {} in {} ({how})",
+        kit.kernel_version, kit.qemu_version
     );
     let guest_options = if options.shell {
         GuestOptions {
             vdevs,
-            append: "rprocd.mode=shell".to_owned(),
+            append: format!("{QUIET} rprocd.mode=shell"),
             console: Console::Terminal,
         }
     } else {
         GuestOptions {
             vdevs,
-            append: String::new(),
+            append: QUIET.to_owned(),
             console: Console::Shown,
         }
     };
@@ -85,12 +91,12 @@ fn with_guest(
     guest.wait_for("rprocd-guest-check list", SHORT, |list| {
         list.contains("/dev/rpmsg0") && list.contains("/dev/ttyRPMSG0")
     })?;
-    shown(&mut guest, "rprocd-guest-check list", SHORT)?;
+    guest.run_shown("rprocd-guest-check list", SHORT)?;
     let mut exchanged = 0;
     for size in SIZES {
         let command =
             format!("rprocd-guest-check exchange /dev/rpmsg0 --count {MESSAGES} --size {size}");
-        let output = shown(&mut guest, &command, EXCHANGE_LIMIT)?;
+        let output = guest.run_shown(&command, EXCHANGE_LIMIT)?;
         let expected = format!("exchanged {MESSAGES} messages, 0 wrong");
         ensure!(
             output.trim_end().ends_with(&expected),
@@ -98,8 +104,7 @@ fn with_guest(
         );
         exchanged += MESSAGES;
     }
-    shown(
-        &mut guest,
+    guest.run_shown(
         "rprocd-guest-check tty /dev/ttyRPMSG0 'hello from the guest'",
         SHORT,
     )?;
@@ -119,14 +124,4 @@ fn with_guest(
         guest.power_off()?;
     }
     Ok(exchanged)
-}
-
-/// Runs a command in the guest with its output on the guest's console too.
-fn shown(guest: &mut Guest, command: &str, limit: Duration) -> Result<String> {
-    guest.run(
-        &format!(
-            "set -o pipefail; echo \"# {command}\" >/dev/console; {command} | tee /dev/console"
-        ),
-        limit,
-    )
 }

@@ -5,8 +5,8 @@ use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -333,6 +333,23 @@ impl Guest {
         }
     }
 
+    /// Runs a shell command that must succeed, and shows it and its output on the guest's console.
+    /// All that it shows has been seen by the time this returns.
+    pub fn run_shown(&mut self, command: &str, limit: Duration) -> Result<String> {
+        // stty waits for what is still on its way out (TCSADRAIN).
+        let output = self.run(
+            &format!(
+                "set -o pipefail; echo \"# {command}\" >/dev/console; \
+                 {command} | tee /dev/console; code=$?; stty -F /dev/console onlcr; exit $code"
+            ),
+            limit,
+        )?;
+        if let Some(shown) = &self.shown {
+            shown.catch_up();
+        }
+        Ok(output)
+    }
+
     /// Reboots the guest and waits until it is up again.
     pub fn reboot(&mut self) -> Result<()> {
         self.run(
@@ -464,41 +481,67 @@ impl Drop for Guest {
 
 /// Copies a growing file to standard output, line by line.
 struct Shown {
+    path: PathBuf,
+    /// So many bytes of the file have been printed.
+    position: Arc<Mutex<u64>>,
     stop: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
 impl Shown {
     fn start(path: PathBuf) -> Self {
+        let position = Arc::new(Mutex::new(0));
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = thread::spawn(move || {
-            let mut position = 0;
-            loop {
-                let last = stopped.load(Ordering::Acquire);
-                position = copy_lines(&path, position, last).unwrap_or(position);
-                if last {
-                    break;
+        let thread = thread::spawn({
+            let (path, position, stop) = (path.clone(), position.clone(), stop.clone());
+            move || {
+                while !stop.load(Ordering::Acquire) {
+                    print_new(&path, &position, Part::WholeLines);
+                    thread::sleep(Duration::from_millis(50));
                 }
-                thread::sleep(Duration::from_millis(50));
             }
         });
-        Self { stop, thread }
+        Self {
+            path,
+            position,
+            stop,
+            thread,
+        }
+    }
+
+    /// Prints the lines that are there by now.
+    fn catch_up(&self) {
+        print_new(&self.path, &self.position, Part::WholeLines);
     }
 
     fn finish(self) {
         self.stop.store(true, Ordering::Release);
         let _ = self.thread.join();
+        print_new(&self.path, &self.position, Part::All);
     }
 }
 
-/// Prints what is new since `position`, whole lines only unless it is the `last` look.
-fn copy_lines(path: &Path, position: u64, last: bool) -> Result<u64> {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    WholeLines,
+    /// A line that breaks off too: there is no more to come.
+    All,
+}
+
+/// One printer at a time: the lock is held until the lines are out.
+fn print_new(path: &Path, position: &Mutex<u64>, part: Part) {
+    let mut position = position.lock().unwrap_or_else(PoisonError::into_inner);
+    // A file that cannot be read now may be readable next time.
+    *position = copy_lines(path, *position, part).unwrap_or(*position);
+}
+
+/// Prints what is new since `position`; returns where that ends.
+fn copy_lines(path: &Path, position: u64, part: Part) -> Result<u64> {
     let mut file = File::open(path)?;
     file.seek(SeekFrom::Start(position))?;
     let mut new = Vec::new();
     file.read_to_end(&mut new)?;
-    if !last {
+    if part == Part::WholeLines {
         let whole = new
             .iter()
             .rposition(|byte| *byte == b'\n')
