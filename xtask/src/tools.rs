@@ -54,19 +54,18 @@ pub fn need(tools: &[Tool]) -> Result<()> {
         &["install", "--yes", "--no-install-recommends"],
     ] {
         let mut command = Command::new(apt[0]);
-        command
-            .args(&apt[1..])
-            .args(words)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
+        command.args(&apt[1..]).args(words).stdin(Stdio::null());
+        // Packages must not ask: nobody may be there.
+        command.env("DEBIAN_FRONTEND", "noninteractive");
         if words[0] == "install" {
             command.args(&packages);
         }
-        let status = command.status().context("cannot run apt-get")?;
-        if !status.success() {
+        let output = command.output().context("cannot run apt-get")?;
+        if !output.status.success() {
             bail!(
-                "`{}` failed: run `{by_hand}` as root and try again",
-                cargo::words(&command)
+                "`{}` failed:\n{}\nRun `{by_hand}` as root and try again",
+                cargo::words(&command),
+                String::from_utf8_lossy(&output.stderr).trim()
             );
         }
     }

@@ -52,11 +52,15 @@ pub fn run_inside(cache: &Cache, step: &str, tree: &Path, work: &Path, script: &
         .args([tree, work])
         .arg(script)
         .env("PATH", "/usr/bin:/usr/sbin:/bin:/sbin");
-    cache.run(step, &mut unshare).with_context(|| {
-        format!(
-            "cannot work inside {} (as an ordinary user this needs user namespaces, see the \
-             sysctl kernel.unprivileged_userns_clone; as root it does not)",
-            tree.display()
-        )
-    })
+    let needs = if rustix::process::geteuid().is_root() {
+        "root must be allowed to mount, in a mount namespace of its own: a container needs \
+         CAP_SYS_ADMIN, the root of a chroot must be a mount point"
+    } else {
+        "as an ordinary user this needs user namespaces, see the sysctls \
+         kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns; or run \
+         it once as root, and copy its cache folder"
+    };
+    cache
+        .run(step, &mut unshare)
+        .with_context(|| format!("cannot work inside {} ({needs})", tree.display()))
 }
