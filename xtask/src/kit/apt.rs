@@ -82,7 +82,13 @@ impl<'a> Apt<'a> {
     /// Finds the first suites that have what is needed, and notes their versions.
     pub fn choose(&mut self) -> Result<Choice> {
         let mut tried = Vec::new();
+        let mut unreachable = None;
         for (suite, addition) in SUITES {
+            if let Err(error) = self.update(suite, addition) {
+                tried.push(format!("{suite}: its package lists cannot be fetched"));
+                unreachable.get_or_insert(error);
+                continue;
+            }
             match self.look_at(suite, addition) {
                 Ok(choice) => {
                     println!(
@@ -98,6 +104,13 @@ impl<'a> Apt<'a> {
                 Err(error) => tried.push(format!("{suite}: {error:#}")),
             }
         }
+        if let Some(error) = unreachable {
+            return Err(error.context(format!(
+                "cannot fetch package lists from {}, which needs the network once \
+                 ({ARCHIVE_VARIABLE} names another archive)",
+                archive()?
+            )));
+        }
         bail!(
             "no Debian suite has a QEMU from {}.{} on and a kernel:\n{}",
             OLDEST_QEMU.0,
@@ -106,7 +119,7 @@ impl<'a> Apt<'a> {
         )
     }
 
-    fn look_at(&mut self, suite: &str, addition: Option<&str>) -> Result<Choice> {
+    fn look_at(&self, suite: &str, addition: Option<&str>) -> Result<Choice> {
         let mut choice = Choice {
             suite: suite.to_owned(),
             addition: addition.map(str::to_owned),
@@ -114,7 +127,6 @@ impl<'a> Apt<'a> {
             kernel: String::new(),
             kernel_package: String::new(),
         };
-        self.update(&choice)?;
         choice.qemu = self.candidate(&choice, "qemu-system-x86")?;
         let version = upstream_version(&choice.qemu);
         ensure!(
@@ -137,12 +149,9 @@ impl<'a> Apt<'a> {
     }
 
     /// Fetches the suites' lists, once in a run.
-    fn update(&mut self, choice: &Choice) -> Result<()> {
-        let key = format!(
-            "{}+{}",
-            choice.suite,
-            choice.addition.as_deref().unwrap_or("")
-        );
+    fn update(&mut self, suite: &str, addition: Option<&str>) -> Result<()> {
+        let suites: Vec<&str> = std::iter::once(suite).chain(addition).collect();
+        let key = suites.join(" and ");
         if self.updated.as_ref() == Some(&key) {
             return Ok(());
         }
@@ -160,15 +169,17 @@ impl<'a> Apt<'a> {
         }
         fs::write(state.join("status"), "")?;
         let mut sources = String::new();
-        for suite in std::iter::once(&choice.suite).chain(&choice.addition) {
+        for suite in suites {
             sources.push_str(&format!(
                 "deb [signed-by={keyring}] {archive} {suite} main\n"
             ));
         }
         fs::write(state.join("sources.list"), sources)?;
         println!("kit: fetching the package lists of {key} (about 10 MB)");
-        self.cache
-            .run("apt", self.command("apt-get", choice).arg("update"))?;
+        self.cache.run(
+            "apt",
+            self.command("apt-get", suite, addition).arg("update"),
+        )?;
         self.updated = Some(key);
         Ok(())
     }
@@ -177,7 +188,7 @@ impl<'a> Apt<'a> {
         self.cache.root().join("apt")
     }
 
-    fn command(&self, program: &str, choice: &Choice) -> Command {
+    fn command(&self, program: &str, suite: &str, addition: Option<&str>) -> Command {
         let state = self.state();
         let mut command = command(program);
         let mut set = |name: &str, value: &str| {
@@ -195,10 +206,9 @@ impl<'a> Apt<'a> {
         set("Dir::Etc::preferencesparts", "/dev/null");
         set("APT::Architecture", "amd64");
         set("APT::Architectures", "amd64");
-        set(
-            "APT::Default-Release",
-            choice.addition.as_ref().unwrap_or(&choice.suite),
-        );
+        set("APT::Default-Release", addition.unwrap_or(suite));
+        // Else it is content when nothing at all could be fetched.
+        set("APT::Update::Error-Mode", "any");
         set("APT::Get::List-Cleanup", "false");
         set("APT::Sandbox::User", &user_name());
         set("Acquire::Languages", "none");
@@ -214,8 +224,12 @@ impl<'a> Apt<'a> {
         command
     }
 
+    fn command_for(&self, program: &str, choice: &Choice) -> Command {
+        self.command(program, &choice.suite, choice.addition.as_deref())
+    }
+
     fn ask(&self, choice: &Choice, words: &[&str]) -> Result<String> {
-        let output = self.command("apt-cache", choice).args(words).output()?;
+        let output = self.command_for("apt-cache", choice).args(words).output()?;
         ensure!(
             output.status.success(),
             "`apt-cache {}` failed: {}",
@@ -238,7 +252,7 @@ impl<'a> Apt<'a> {
 
     /// True if there is such a package.
     pub fn has(&mut self, choice: &Choice, package: &str) -> Result<bool> {
-        self.update(choice)?;
+        self.update(&choice.suite, choice.addition.as_deref())?;
         Ok(self.candidate(choice, package).is_ok())
     }
 
@@ -250,10 +264,10 @@ impl<'a> Apt<'a> {
         packages: &[&str],
         tree: &Path,
     ) -> Result<()> {
-        self.update(choice)?;
+        self.update(&choice.suite, choice.addition.as_deref())?;
         let words = ["install", "--no-install-recommends", "--yes"];
         let plan = self
-            .command("apt-get", choice)
+            .command_for("apt-get", choice)
             .args(words)
             .arg("--print-uris")
             .args(packages)
@@ -261,7 +275,7 @@ impl<'a> Apt<'a> {
         let megabytes = planned_bytes(&String::from_utf8_lossy(&plan.stdout)) / 1_000_000;
         println!("kit: fetching {what} (about {megabytes} MB)");
         self.clear_archives()?;
-        let mut fetch = self.command("apt-get", choice);
+        let mut fetch = self.command_for("apt-get", choice);
         fetch.args(words).arg("--download-only").args(packages);
         self.cache
             .run("apt", &mut fetch)
@@ -272,7 +286,7 @@ impl<'a> Apt<'a> {
 
     /// Fetches just `package`, without what it depends on, and unpacks it into `folder`.
     pub fn unpack_one(&mut self, choice: &Choice, package: &str, folder: &Path) -> Result<()> {
-        self.update(choice)?;
+        self.update(&choice.suite, choice.addition.as_deref())?;
         let show = self.ask(choice, &["show", package])?;
         let size: u64 = show
             .lines()
@@ -284,7 +298,7 @@ impl<'a> Apt<'a> {
         );
         self.clear_archives()?;
         let archives = self.state().join("archives");
-        let mut fetch = self.command("apt-get", choice);
+        let mut fetch = self.command_for("apt-get", choice);
         fetch.current_dir(&archives).args(["download", package]);
         self.cache
             .run("apt", &mut fetch)
