@@ -19,11 +19,14 @@ const REACHED: &str = "rprocd-guest: userspace reached";
 pub fn choose(cache: &Cache, kit: &Kit) -> Result<String> {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let file = cache.root().join("accel");
+    let node = OpenOptions::new().read(true).write(true).open("/dev/kvm");
+    // The node too: another user's cache may have been copied.
     let key = format!(
-        "{} {} {}",
+        "{} {} {} {}",
         boot.trim(),
         kit.qemu_version,
-        kit.kernel_version
+        kit.kernel_version,
+        if node.is_ok() { "node" } else { "no node" }
     );
     let known = fs::read_to_string(&file).unwrap_or_default();
     if let Some((known_key, accel)) = known.rsplit_once('\n')
@@ -31,13 +34,8 @@ pub fn choose(cache: &Cache, kit: &Kit) -> Result<String> {
     {
         return Ok(accel.to_owned());
     }
-    let accel = if OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .is_err()
-    {
-        println!("kit: /dev/kvm cannot be opened, the guest will be emulated");
+    let accel = if let Err(error) = node {
+        println!("kit: /dev/kvm cannot be opened ({error}), the guest will be emulated");
         "tcg"
     } else {
         println!("kit: trying KVM");
