@@ -60,7 +60,7 @@ impl<T> Driven<T> {
         if self.word.fetch_or(work | DRIVEN, Ordering::AcqRel) & DRIVEN != 0 {
             return;
         }
-        let doubt = AbortOnPanic;
+        let doubt = AbortOnDrop;
         loop {
             let mut state = self.state();
             loop {
@@ -71,7 +71,7 @@ impl<T> Driven<T> {
                 if turn(&mut state, work).is_break() {
                     drop(state);
                     self.word.fetch_and(!DRIVEN, Ordering::AcqRel);
-                    drop(doubt);
+                    std::mem::forget(doubt);
                     return;
                 }
             }
@@ -83,7 +83,7 @@ impl<T> Driven<T> {
                 break;
             }
         }
-        drop(doubt);
+        std::mem::forget(doubt);
     }
 
     /// Is more work waiting? For a turn that wants to know whether to end early.
@@ -103,14 +103,14 @@ impl<T> Driven<T> {
     }
 }
 
-struct AbortOnPanic;
+/// Dropped by a panic of the turn only: whoever gets to the end of it forgets it. Whether the thread
+/// is panicking does not say that; a core may be driven while a panic from elsewhere unwinds.
+struct AbortOnDrop;
 
-impl Drop for AbortOnPanic {
+impl Drop for AbortOnDrop {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            log::error!("a core is in doubt after an internal error; aborting");
-            std::process::abort();
-        }
+        log::error!("a core is in doubt after an internal error; aborting");
+        std::process::abort();
     }
 }
 
@@ -139,6 +139,23 @@ mod tests {
         });
         driven.drive(0, |turns, _| note(turns, u32::MAX));
         assert_eq!(turns(&driven), [1, 2]);
+    }
+
+    #[test]
+    fn a_panic_from_elsewhere_does_not_put_a_turn_in_doubt() {
+        struct DrivesAtItsEnd<'a>(&'a Driven<Vec<u32>>);
+        impl Drop for DrivesAtItsEnd<'_> {
+            fn drop(&mut self) {
+                self.0.drive(1, note);
+            }
+        }
+        let driven = Driven::new(Vec::new());
+        let unwound = std::panic::catch_unwind(|| {
+            let _drives = DrivesAtItsEnd(&driven);
+            panic!("from elsewhere");
+        });
+        assert!(unwound.is_err());
+        assert_eq!(turns(&driven), [1]);
     }
 
     #[test]
