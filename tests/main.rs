@@ -9,6 +9,7 @@
 //! | `guest` | the real daemon against that VMM and that driver |
 //! | `harness` | that VMM and that driver against a device that is known to be right, or wrong |
 //! | `operator` | command lines and the control socket |
+//! | `scripted` | the library's cores and sockets with an engine that runs a script |
 
 #![allow(
     clippy::unwrap_used,
@@ -22,3 +23,4 @@ mod frontend;
 mod guest;
 mod harness;
 mod operator;
+mod scripted;

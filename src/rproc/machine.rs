@@ -291,6 +291,8 @@ impl Machine {
             for (index, vdev) in self.vdevs.iter_mut().enumerate() {
                 conclude(vdev.relay_to_guest(&ram), index, &mut *self.engine);
             }
+            // A firmware may give buffers back and have nothing to say.
+            progress |= self.vdevs.iter_mut().any(|vdev| vdev.can_go_on(&ram));
             match end {
                 RunEnd::Waiting { until } if !progress => {
                     return until.map_or(Later::Nothing, Later::At);

@@ -238,6 +238,16 @@ impl Vdev {
         self.conclude(QUEUE_TO_CORE, id, moved, ended)
     }
 
+    /// Must the relay to the core be looked at again, though nothing came from the guest?
+    pub fn can_go_on(&mut self, ram: &Ram) -> bool {
+        self.guest_is_up()
+            && usable(&mut self.guest[QUEUE_TO_CORE]).is_some()
+            && self
+                .core
+                .as_mut()
+                .is_some_and(|core| core.to_core.can_go_on(ram))
+    }
+
     /// Relays a burst from the core to the guest, on the same condition.
     pub fn relay_to_guest(&mut self, ram: &Ram) -> Round {
         if !self.guest_is_up() {

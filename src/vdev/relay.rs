@@ -86,6 +86,17 @@ impl ToCore {
         self.ring.held()
     }
 
+    /// Were there no buffers left, and has the firmware given one back since? Then messages of the
+    /// guest may wait, and with them nobody else: the guest does not kick for them any more.
+    pub fn can_go_on(&mut self, ram: &Ram) -> bool {
+        self.free.is_empty()
+            && self
+                .ring
+                .open(ram)
+                // A fault is for the next burst to report.
+                .map_or(true, |mut core| core.has_returned() != Ok(false))
+    }
+
     /// Moves up to [`MESSAGES_PER_BURST`] messages from the guest to the core. What `moved` then
     /// says has happened, whatever ended the burst.
     ///

@@ -1,0 +1,175 @@
+//! Cores whose firmware is a script in this process: what a real firmware does seldom, done always.
+//!
+//! What belongs here: what holds between a core and whatever drives it, on the library's own
+//! threads. What does not: what real firmware shows as well (`guest`, `crash`).
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rprocd::engine::{Engine, EngineError, ImageRules, NotifyId, NotifySet, Run, RunEnd};
+use rprocd::firmware::Snapshot;
+use rprocd::memory::{DeviceAddress, Ram};
+use rprocd::rproc::{Core, Firmware, FirmwareError};
+use rprocd::vdev::Listening;
+use vm_memory::Bytes;
+
+use crate::firmware::elf_builder::Elf;
+use crate::firmware::table_builder::{ANY, Table, Vring};
+use crate::frontend::rpmsg::RpmsgDriver;
+use crate::frontend::vmm::{Options, Vmm};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+const RAM: u64 = 0x8000_0000;
+const TABLE: u64 = RAM + 0x1000;
+const DRIVER_OK: u8 = 4;
+
+/// One turn: the memory, and whether there was a kick since the last.
+type Script = Box<dyn FnMut(&Ram, bool) -> RunEnd + Send>;
+
+struct Scripted {
+    ram: Arc<Ram>,
+    script: Script,
+    kicked: bool,
+}
+
+impl Scripted {
+    fn boxed(script: impl FnMut(&Ram, bool) -> RunEnd + Send + 'static) -> Box<dyn Engine> {
+        Box::new(Self {
+            ram: Ram::new("scripted", DeviceAddress(RAM), 0x10_0000).unwrap(),
+            script: Box::new(script),
+            kicked: false,
+        })
+    }
+}
+
+impl Engine for Scripted {
+    fn kind(&self) -> &'static str {
+        "scripted"
+    }
+
+    fn image_rules(&self) -> ImageRules {
+        ImageRules {
+            machine: 243,
+            machine_name: "RISC-V",
+        }
+    }
+
+    fn ram(&self) -> &Arc<Ram> {
+        &self.ram
+    }
+
+    fn start(&mut self, _boot: DeviceAddress, _incarnation: u32) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn stop(&mut self) {}
+
+    fn kick(&mut self, _id: NotifyId) {
+        self.kicked = true;
+    }
+
+    fn run(&mut self, _budget: u64) -> Run {
+        let kicked = std::mem::take(&mut self.kicked);
+        Run {
+            kicks: NotifySet::default(),
+            end: (self.script)(&self.ram, kicked),
+        }
+    }
+}
+
+const VRING_NUM: u32 = 8;
+const VRINGS: [Vring; 2] = [(ANY, 4096, VRING_NUM); 2];
+/// Where the vdev is in the table.
+const VDEV: usize = 16 + 4 * 2 + 56;
+const STATUS: usize = VDEV + 24;
+
+/// A table whose last entry is an rpmsg vdev with small vrings.
+fn table() -> Table {
+    let table = Table::new()
+        .carveout(0x8000_0000, 0x2000, "image")
+        .vdev(7, 1, &VRINGS, &[]);
+    assert_eq!(table.offset(1), VDEV);
+    table
+}
+
+fn status(ram: &Ram) -> u8 {
+    let at = DeviceAddress(TABLE + STATUS as u64);
+    ram.slice(at, 1).unwrap().read_obj(0).unwrap()
+}
+
+fn firmware(table: &[u8], engine: &mut dyn Engine) -> Result<Firmware, FirmwareError> {
+    let image = Elf::new(0x8000_0000)
+        .load(0x8000_0000, &[0x13; 16], 16)
+        .table(0x8000_1000, table)
+        .build();
+    Firmware::new(Snapshot::from_bytes("script.elf", image), engine, 1)
+}
+
+fn core(script: impl FnMut(&Ram, bool) -> RunEnd + Send + 'static) -> Core {
+    let mut engine = Scripted::boxed(script);
+    let firmware = firmware(&table().build(), &mut *engine).unwrap();
+    Core::new("scripted", engine, firmware).unwrap()
+}
+
+fn read_u32(ram: &Ram, da: u64) -> u32 {
+    let slice = ram.slice(DeviceAddress(da), 4).unwrap();
+    u32::from_le(slice.read_obj(0).unwrap())
+}
+
+fn read_u16(ram: &Ram, da: u64) -> u16 {
+    let slice = ram.slice(DeviceAddress(da), 2).unwrap();
+    u16::from_le(slice.read_obj(0).unwrap())
+}
+
+fn write_u16(ram: &Ram, da: u64, value: u16) {
+    let slice = ram.slice(DeviceAddress(da), 2).unwrap();
+    slice.write_obj(value.to_le(), 0).unwrap();
+}
+
+/// Gives back all that is available in vring 1, unread. Nothing while there is no driver.
+fn give_everything_back(ram: &Ram) {
+    if status(ram) & DRIVER_OK == 0 {
+        return;
+    }
+    let ring = u64::from(read_u32(ram, TABLE + VDEV as u64 + 28 + 20));
+    let num = u64::from(VRING_NUM);
+    let (available, used) = (ring + 16 * num, ring + 4096);
+    let mut index = read_u16(ram, used + 2);
+    while index != read_u16(ram, available + 2) {
+        let slot = u64::from(index) % num;
+        let head = read_u16(ram, available + 4 + 2 * slot);
+        write_u16(ram, used + 4 + 8 * slot, head);
+        index = index.wrapping_add(1);
+    }
+    write_u16(ram, used + 2, index);
+}
+
+#[test]
+fn buffers_given_back_late_and_without_an_answer_go_to_the_messages_that_wait() {
+    let mut due = None;
+    let core = core(move |ram, kicked| {
+        if due.is_some_and(|due| due <= Instant::now()) {
+            due = None;
+            give_everything_back(ram);
+        } else if kicked && due.is_none() {
+            due = Some(Instant::now() + Duration::from_millis(20));
+        }
+        RunEnd::Waiting { until: due }
+    });
+    core.start().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let _listening = Listening::start(&path, core.face(0, true).unwrap()).unwrap();
+    let mut vmm = Vmm::connect(&path, Options::default()).unwrap();
+    let mut driver = RpmsgDriver::probe(&mut vmm).unwrap();
+    // Several times what the core's vring takes.
+    for _ in 0..5 * VRING_NUM {
+        driver.send(1030, 1024, b"text").unwrap();
+    }
+    let end = Instant::now() + PATIENCE;
+    while !driver.is_sent() {
+        assert!(Instant::now() < end, "messages wait for ever");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
