@@ -3,8 +3,8 @@
 //! What belongs here: what holds between a core and whatever drives it, on the library's own
 //! threads. What does not: what real firmware shows as well (`guest`, `crash`).
 
-use std::sync::Arc;
-use std::thread;
+use std::sync::{Arc, Mutex};
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use rprocd::engine::{Engine, EngineError, ImageRules, NotifyId, NotifySet, Run, RunEnd};
@@ -172,4 +172,25 @@ fn buffers_given_back_late_and_without_an_answer_go_to_the_messages_that_wait() 
         assert!(Instant::now() < end, "messages wait for ever");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+#[test]
+fn who_asks_a_busy_core_for_something_does_not_go_on_driving_it() {
+    let drivers = Arc::new(Mutex::new(Vec::<ThreadId>::new()));
+    let seen = drivers.clone();
+    let core = core(move |_, _| {
+        seen.lock().unwrap().push(thread::current().id());
+        thread::sleep(Duration::from_millis(5));
+        RunEnd::BudgetSpent
+    });
+    core.start().unwrap();
+    core.status();
+    let by_us = drivers
+        .lock()
+        .unwrap()
+        .iter()
+        .filter(|id| **id == thread::current().id())
+        .count();
+    // 10 ms each, and the turn in which they end.
+    assert!(by_us <= 6, "{by_us} turns of 5 ms were ours");
 }

@@ -130,7 +130,7 @@ impl Shared {
                     job(machine);
                 }
             }
-            let later = machine.drive(|| self.machine.is_pending());
+            let later = machine.drive(|| self.machine.is_pending() || begun.elapsed() > patience);
             if self.machine.is_pending() && begun.elapsed() > patience {
                 self.alarm.set(Later::AtOnce);
                 return ControlFlow::Break(());

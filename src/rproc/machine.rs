@@ -263,7 +263,8 @@ impl Machine {
     }
 
     /// Drives the core: relays, lets the firmware run, relays again, until nothing moves any more
-    /// or others should get a chance. `interrupted` says whether somebody waits for the core.
+    /// or others should get a chance. `interrupted` says whether a firmware that is busy should be
+    /// left for later: somebody waits for the core, or the caller has something else to do.
     pub fn drive(&mut self, interrupted: impl Fn() -> bool) -> Later {
         for _ in 0..ROUNDS_PER_TURN {
             let State::Running(Incarnation { plan, .. }) = &mut self.state else {
