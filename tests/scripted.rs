@@ -194,3 +194,27 @@ fn who_asks_a_busy_core_for_something_does_not_go_on_driving_it() {
     // 10 ms each, and the turn in which they end.
     assert!(by_us <= 6, "{by_us} turns of 5 ms were ours");
 }
+
+#[test]
+fn a_carveout_for_a_vring_that_is_not_aligned_for_it_is_refused() {
+    for (da, fits) in [
+        (0x8000_4000, true),
+        (0x8000_4001, false),
+        (0x8000_4010, false),
+    ] {
+        let table = Table::new()
+            .carveout(0x8000_0000, 0x2000, "image")
+            .carveout(da, 0x4000, "vdev0vring0")
+            .vdev(7, 1, &VRINGS, &[]);
+        let mut engine = Scripted::boxed(|_, _| RunEnd::Waiting { until: None });
+        let result = firmware(&table.build(), &mut *engine);
+        assert_eq!(result.is_ok(), fits, "{da:#x}");
+        if let Err(error) = result {
+            let text = rprocd::report::sentence(&error);
+            assert!(
+                text.contains("vdev0vring0") && text.contains("0x1000"),
+                "{text}"
+            );
+        }
+    }
+}

@@ -89,6 +89,17 @@ pub enum CarveoutError {
         /// Bytes needed.
         need: u64,
     },
+    /// A carveout of that name exists and begins where what is to be put in it cannot begin.
+    #[error(
+        "carveout {carveout} must begin at a multiple of {align:#x} for what is to be put in it; \
+         give it another address in the resource table"
+    )]
+    Misaligned {
+        /// The carveout.
+        carveout: Carveout,
+        /// Alignment needed, in bytes.
+        align: u64,
+    },
     /// An access is in no carveout, or not wholly in one.
     #[error("{len:#x} bytes at {da} lie outside every carveout ({known})")]
     NotCarvedOut {

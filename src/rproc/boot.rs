@@ -21,6 +21,9 @@ use crate::vdev::{BUFFER_LEN, DriverRing, QUEUES, VIRTIO_ID_RPMSG, VringShape};
 /// Carveouts that we place ourselves begin on pages.
 const PAGE: u64 = 4096;
 
+/// Buffers begin with words, so a pool that a firmware places lies on a multiple of this.
+const BUFFER_ALIGN: u64 = 4;
+
 /// Why an image cannot be booted on a core. Nothing of the core has been touched.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -364,8 +367,15 @@ fn plan_vdev(
         source,
     };
     // A carveout of the reserved name is used; else one is made.
-    let claim = |map: &mut CarveoutMap, name: &str, da: Option<DeviceAddress>, len, align| {
+    let claim = |map: &mut CarveoutMap, name: &str, da: Option<DeviceAddress>, len, align: u64| {
         if let Some(found) = map.named(name) {
+            // An address of the entry's own has been checked with the table.
+            if da.is_none() && !found.da.0.is_multiple_of(align) {
+                return Err(CarveoutError::Misaligned {
+                    carveout: found.clone(),
+                    align,
+                });
+            }
             // An address of the entry's own must lie in it (Linux `rproc_check_carveout_da()`).
             let from = da.unwrap_or(found.da);
             let have = if from < found.da {
@@ -386,7 +396,7 @@ fn plan_vdev(
         }
         match da {
             Some(da) => map.add_fixed(name, da, len),
-            None => map.add_anywhere(name, len, align),
+            None => map.add_anywhere(name, len, align.max(PAGE)),
         }
         .map(|made| made.da)
     };
@@ -394,7 +404,7 @@ fn plan_vdev(
     for (number, vring) in entry.vrings.iter().enumerate() {
         let name = format!("vdev{}vring{number}", entry.number);
         let shape = VringShape::of(vring);
-        let align = u64::from(vring.start_align()).max(PAGE);
+        let align = u64::from(vring.start_align());
         let da = claim(map, &name, vring.da, shape.len, align).map_err(refused)?;
         places.push((vring, shape, da));
     }
@@ -404,7 +414,7 @@ fn plan_vdev(
         .sum::<u64>()
         .next_multiple_of(PAGE);
     let name = format!("vdev{}buffer", entry.number);
-    let mut buffers = claim(map, &name, None, pool_len, PAGE).map_err(refused)?;
+    let mut buffers = claim(map, &name, None, pool_len, BUFFER_ALIGN).map_err(refused)?;
     let mut vrings = Vec::new();
     for (vring, shape, da) in places {
         let id = NotifyId(*next_id);
