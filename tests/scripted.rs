@@ -108,7 +108,10 @@ fn firmware(table: &[u8], engine: &mut dyn Engine) -> Result<Firmware, FirmwareE
 
 fn core(script: impl FnMut(&Ram, bool) -> RunEnd + Send + 'static) -> Core {
     let mut engine = Scripted::boxed(script);
-    let firmware = firmware(&table().build(), &mut *engine).unwrap();
+    let mut bytes = table().build();
+    // An image says nothing about a driver that is not there; if it does, it is not believed.
+    bytes[STATUS] = 0x0f;
+    let firmware = firmware(&bytes, &mut *engine).unwrap();
     Core::new("scripted", engine, firmware).unwrap()
 }
 
@@ -217,4 +220,15 @@ fn a_carveout_for_a_vring_that_is_not_aligned_for_it_is_refused() {
             );
         }
     }
+}
+
+#[test]
+fn without_a_driver_the_status_is_0_whatever_the_image_says() {
+    let (tell, told) = std::sync::mpsc::channel();
+    let core = core(move |ram, _| {
+        let _ = tell.send(status(ram));
+        RunEnd::Waiting { until: None }
+    });
+    core.start().unwrap();
+    assert_eq!(told.recv_timeout(PATIENCE), Ok(0));
 }

@@ -400,6 +400,8 @@ fn plan_vdev(
         }
         .map(|made| made.da)
     };
+    // Linux resets a device before it looks for a driver (`register_virtio_device()`).
+    table.prepare_u8(entry.status_offset(), 0);
     let mut places = Vec::new();
     for (number, vring) in entry.vrings.iter().enumerate() {
         let name = format!("vdev{}vring{number}", entry.number);

@@ -50,6 +50,13 @@ impl LiveTable {
         }
     }
 
+    /// Before the load: writes a byte into the working copy.
+    pub fn prepare_u8(&mut self, offset: usize, value: u8) {
+        if let Some(field) = self.bytes.get_mut(offset) {
+            *field = value;
+        }
+    }
+
     /// After the load: copies the whole working copy to where the core sees it.
     pub fn publish(&self) {
         self.write_live(0, &self.bytes);
@@ -63,9 +70,7 @@ impl LiveTable {
 
     /// While the core runs: writes a byte, after all that was written before.
     pub fn write_u8(&mut self, offset: usize, value: u8) {
-        if let Some(field) = self.bytes.get_mut(offset) {
-            *field = value;
-        }
+        self.prepare_u8(offset, value);
         // The status byte says that the other fields are there.
         fence(Ordering::SeqCst);
         self.write_live(offset, &[value]);
