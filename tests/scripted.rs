@@ -232,3 +232,32 @@ fn without_a_driver_the_status_is_0_whatever_the_image_says() {
     core.start().unwrap();
     assert_eq!(told.recv_timeout(PATIENCE), Ok(0));
 }
+
+#[test]
+fn what_a_firmware_sent_before_it_broke_its_vring_still_arrives() {
+    let core = core(move |ram, _| {
+        let ring = u64::from(read_u32(ram, TABLE + VDEV as u64 + 28));
+        let used = ring + 4096;
+        if status(ram) & DRIVER_OK != 0 && read_u16(ram, used + 2) == 0 {
+            let descriptor = ram.slice(DeviceAddress(ring), 8).unwrap();
+            let buffer: u64 = descriptor.read_obj(0).unwrap();
+            let message: [u32; 5] = [1024, 1030, 0, 4, u32::from_le_bytes(*b"text")];
+            let slice = ram.slice(DeviceAddress(buffer), 20).unwrap();
+            slice.write_obj(message, 0).unwrap();
+            // Then a descriptor that does not exist.
+            let slice = ram.slice(DeviceAddress(used + 4), 16).unwrap();
+            slice.write_obj([0_u32, 20, VRING_NUM, 20], 0).unwrap();
+            write_u16(ram, used + 2, 2);
+        }
+        RunEnd::Waiting { until: None }
+    });
+    core.start().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let _listening = Listening::start(&path, core.face(0, true).unwrap()).unwrap();
+    let mut vmm = Vmm::connect(&path, Options::default()).unwrap();
+    let mut driver = RpmsgDriver::probe(&mut vmm).unwrap();
+    let message = driver.recv_within(PATIENCE).expect("the first message");
+    assert_eq!(message.payload, b"text");
+    assert!(!core.status().vdevs[0].driver_ok);
+}
