@@ -8,10 +8,8 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use log::{debug, info, warn};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
@@ -75,7 +73,14 @@ pub(super) struct Backend {
     face: Arc<dyn GuestFace>,
     acked: AtomicU64,
     memory: Mutex<Option<Arc<GuestMemoryMmap>>>,
+    /// Why a queue was refused the last time.
+    refused: Mutex<[Option<RingFault>; QUEUES]>,
     exit: Mutex<Vec<std::os::fd::RawFd>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // The values behind these locks are replaced whole; a panic cannot leave them half done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Backend {
@@ -84,6 +89,7 @@ impl Backend {
             face,
             acked: AtomicU64::new(0),
             memory: Mutex::new(None),
+            refused: Mutex::default(),
             exit: Mutex::new(Vec::new()),
         }
     }
@@ -91,16 +97,14 @@ impl Backend {
     /// The descriptors that the crate took out of [`VhostUserBackend::exit_event`]'s consumers
     /// and never closes.
     pub(super) fn take_exit_descriptors(&self) -> Vec<std::os::fd::RawFd> {
-        std::mem::take(&mut *self.exit.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *lock(&self.exit))
     }
 
     fn attach(&self, index: usize, vring: &Vring) {
-        let Some(memory) = self
-            .memory
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-        else {
+        // Held until the core has the queue: a memory table that comes meanwhile must reach the
+        // core after the queue, or the core would go on with the old one.
+        let held = lock(&self.memory);
+        let Some(memory) = held.clone() else {
             debug!(
                 "{}: queue {index} was started before there is any memory",
                 self.face.label()
@@ -122,6 +126,7 @@ impl Backend {
                 };
                 match self.face.attach(index, queue) {
                     Ok(state) => {
+                        lock(&self.refused)[index] = None;
                         debug!("{}: queue {index} attached: {layout:?}", self.face.label());
                         if state != GuestState::Incomplete {
                             info!(
@@ -137,8 +142,11 @@ impl Backend {
                         true
                     }
                     Err(fault) => {
-                        warn!("{}: queue {index} is refused: {fault}", self.face.label());
-                        vring.report_error();
+                        // Each kick comes here again; what has been said once is enough.
+                        if lock(&self.refused)[index].replace(fault) != Some(fault) {
+                            warn!("{}: queue {index} is refused: {fault}", self.face.label());
+                            vring.report_error();
+                        }
                         false
                     }
                 }
@@ -204,7 +212,8 @@ impl VhostUserBackend for Backend {
         for region in memory.iter() {
             check_backing(region)?;
         }
-        *self.memory.lock().unwrap_or_else(PoisonError::into_inner) = Some(memory.clone());
+        let mut held = lock(&self.memory);
+        *held = Some(memory.clone());
         self.face.set_memory(memory);
         Ok(())
     }
@@ -213,10 +222,7 @@ impl VhostUserBackend for Backend {
         // A fresh pair for each session: without one, ending a session waits for ever.
         match new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC) {
             Ok((consumer, notifier)) => {
-                self.exit
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push(consumer.as_raw_fd());
+                lock(&self.exit).push(consumer.as_raw_fd());
                 Some((consumer, notifier))
             }
             Err(error) => {
@@ -268,4 +274,130 @@ fn check_backing(region: &GuestRegionMmap) -> io::Result<()> {
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::io::Read as _;
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    use rustix::event::{EventfdFlags, eventfd};
+    use vhost_user_backend::VringT;
+    use vm_memory::{GuestAddress, GuestMemoryAtomic};
+
+    use crate::vdev::RingLayout;
+
+    /// A core that answers an attachment when it is told to.
+    struct Slow {
+        attaching: mpsc::SyncSender<RingLayout>,
+        answers: Mutex<mpsc::Receiver<Result<GuestState, RingFault>>>,
+        seen: Mutex<Vec<&'static str>>,
+    }
+
+    impl GuestFace for Slow {
+        fn label(&self) -> &'static str {
+            "slow"
+        }
+        fn device_features(&self) -> u64 {
+            0
+        }
+        fn attach(&self, _index: usize, queue: GuestQueue) -> Result<GuestState, RingFault> {
+            self.attaching.send(queue.layout).unwrap();
+            let answer = lock(&self.answers).recv().unwrap();
+            lock(&self.seen).push("queue");
+            answer
+        }
+        fn detach(&self, _index: usize) -> Option<u16> {
+            None
+        }
+        fn set_memory(&self, _memory: Arc<GuestMemoryMmap>) {
+            lock(&self.seen).push("memory");
+        }
+        fn kicked(&self) {}
+        fn gone(&self) {}
+        fn read_config(&self, _offset: u32, _into: &mut [u8]) {}
+        fn write_config(&self, _offset: u32, _bytes: &[u8]) {}
+    }
+
+    struct Bench {
+        face: Arc<Slow>,
+        backend: Backend,
+        vring: Vring,
+        memory: SharedMemory,
+        attaching: mpsc::Receiver<RingLayout>,
+        answer: mpsc::SyncSender<Result<GuestState, RingFault>>,
+    }
+
+    /// A backend with memory, and a queue of `size` entries that is up.
+    fn bench(size: u16) -> Bench {
+        let (attaching, told) = mpsc::sync_channel(8);
+        let (answer, answers) = mpsc::sync_channel(8);
+        let face = Arc::new(Slow {
+            attaching,
+            answers: Mutex::new(answers),
+            seen: Mutex::default(),
+        });
+        let backend = Backend::new(face.clone());
+        let memory = SharedMemory::new(
+            GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap(),
+        );
+        backend.update_memory(memory.clone()).unwrap();
+        lock(&face.seen).clear();
+        let vring = Vring::new(GuestMemoryAtomic::clone(&memory), 32768).unwrap();
+        vring.set_queue_size(size);
+        vring.set_queue_info(0x1000, 0x2000, 0x3000).unwrap();
+        vring.set_queue_ready(true);
+        vring.set_enabled(true);
+        Bench {
+            face,
+            backend,
+            vring,
+            memory,
+            attaching: told,
+            answer,
+        }
+    }
+
+    #[test]
+    fn a_memory_table_that_comes_while_a_queue_is_attached_is_the_last_word() {
+        let bench = bench(256);
+        thread::scope(|scope| {
+            scope.spawn(|| bench.backend.attach(0, &bench.vring));
+            bench.attaching.recv().unwrap();
+            let table = scope.spawn(|| bench.backend.update_memory(bench.memory.clone()));
+            // As long as a table that does not wait would need.
+            thread::sleep(Duration::from_millis(50));
+            bench.answer.send(Ok(GuestState::Incomplete)).unwrap();
+            table.join().unwrap().unwrap();
+        });
+        assert_eq!(*lock(&bench.face.seen), ["queue", "memory"]);
+    }
+
+    #[test]
+    fn a_queue_that_is_refused_at_each_kick_is_reported_once() {
+        let bench = bench(256);
+        let mut reports = File::from(eventfd(0, EventfdFlags::NONBLOCK).unwrap());
+        bench.vring.set_err(Some(reports.try_clone().unwrap()));
+        for fault in [3, 3, 5, 5, 3].map(RingFault::Size) {
+            bench.answer.send(Err(fault)).unwrap();
+            bench.backend.attach(0, &bench.vring);
+        }
+        let mut count = [0; 8];
+        reports.read_exact(&mut count).unwrap();
+        assert_eq!(u64::from_ne_bytes(count), 3);
+    }
+
+    #[test]
+    fn a_queue_is_attached_with_the_size_that_was_asked_for_even_if_there_is_no_such() {
+        for size in [256, 3] {
+            let bench = bench(size);
+            bench.answer.send(Err(RingFault::Size(size))).unwrap();
+            bench.backend.attach(0, &bench.vring);
+            assert_eq!(bench.attaching.recv().unwrap().size, size);
+        }
+    }
 }

@@ -5,6 +5,7 @@
 //!
 //! * reading the kick descriptor never fails (an error there ends the crate's worker thread
 //!   without a word) and never blocks;
+//! * a ring that was given a size that no ring can have is refused, not worked with another;
 //! * calling the guest never blocks and happens outside the ring's lock;
 //! * when a ring is disabled or stopped, the core has let go of it before the front-end gets its
 //!   answer.
@@ -13,7 +14,7 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use log::debug;
@@ -44,6 +45,9 @@ struct Shared {
     /// Held while the ring is attached or detached, so that the two cannot cross.
     gate: Mutex<()>,
     attached: AtomicBool,
+    /// Entries that the front-end asked for, 0 if it has not: the crate acknowledges a number that
+    /// no queue can have, and keeps the one before.
+    asked_size: AtomicU16,
     detach: OnceLock<Detach>,
 }
 
@@ -107,7 +111,10 @@ impl Vring {
                 return;
             }
             RingLayout {
-                size: queue.size(),
+                size: match self.shared.asked_size.load(Ordering::Acquire) {
+                    0 => queue.size(),
+                    asked => asked,
+                },
                 descriptors: GuestAddress(queue.desc_table()),
                 available: GuestAddress(queue.avail_ring()),
                 used: GuestAddress(queue.used_ring()),
@@ -211,6 +218,7 @@ impl VringT<SharedMemory> for Vring {
 
     fn set_queue_size(&self, num: u16) {
         self.state.set_queue_size(num);
+        self.shared.asked_size.store(num, Ordering::Release);
     }
 
     fn set_queue_event_idx(&self, enabled: bool) {
