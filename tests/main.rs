@@ -10,6 +10,7 @@
 //! | `harness` | that VMM and that driver against a device that is known to be right, or wrong |
 //! | `operator` | command lines and the control socket |
 //! | `scripted` | the library's cores and sockets with an engine that runs a script |
+//! | `wear` | the real daemon after many sessions, and while nothing happens |
 
 #![allow(
     clippy::unwrap_used,
@@ -24,3 +25,4 @@ mod guest;
 mod harness;
 mod operator;
 mod scripted;
+mod wear;
