@@ -54,7 +54,7 @@ fn dies_of(command: &str, reasons: &[&str]) {
         assert!(crash.contains(reason), "{reason:?} is not in {crash:?}");
     }
     let what = crash.trim_start_matches("incarnation 1: ");
-    assert!(daemon.log().contains(what), "{what:?} is not in the log");
+    daemon.wait_for_log(what);
 
     // The guest goes on, unserved: it may send, and it may take its driver away and bring it back.
     let _ = driver.send(OWN_ADDRESS, address, b"ping");

@@ -188,6 +188,15 @@ impl Daemon {
         self.log.lock().expect("the daemon's log").clone()
     }
 
+    /// Waits for a text in the log, which comes by another way than answers and messages do.
+    pub fn wait_for_log(&self, text: &str) {
+        let end = Instant::now() + PATIENCE;
+        while !self.log().contains(text) {
+            assert!(Instant::now() < end, "{text:?} is not in the log");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
