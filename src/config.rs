@@ -1,8 +1,8 @@
 //! The daemon's configuration file: TOML as a person wrote it, then [`Config`] as it is used.
 //!
 //! What belongs here: the file's format, its defaults and every check that needs nothing but the
-//! file itself. What does not: whether a firmware file exists or fits; that is found out when its
-//! core boots.
+//! file itself. What does not: whether a firmware file exists or fits; the daemon finds that out
+//! from [`crate::firmware`] and [`crate::rproc`] before it starts anything.
 //!
 //! ```toml
 //! firmware-directory = "/usr/lib/rprocd/firmware" # this is the default

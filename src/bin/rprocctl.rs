@@ -19,7 +19,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// Exit status: 0 done, 1 failed, 2 wrong usage, 3 no such core, 5 rprocd cannot be reached.
 #[derive(Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version, max_term_width = 80)]
 struct Arguments {
     /// rprocd's control socket (`socket` in section `control` of its configuration)
     #[arg(

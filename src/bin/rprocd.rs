@@ -26,7 +26,7 @@ use rprocd::vdev::Listening;
 /// Logs go to standard error. SIGTERM and SIGINT end it: guests are hung up on, cores are stopped,
 /// sockets are removed.
 #[derive(Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version, max_term_width = 80)]
 struct Arguments {
     /// The configuration (TOML)
     #[arg(

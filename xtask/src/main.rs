@@ -5,7 +5,11 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(bin_name = "cargo xtask", about = "What CI runs is what a person runs")]
+#[command(
+    bin_name = "cargo xtask",
+    about = "What CI runs is what a person runs",
+    max_term_width = 80
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
