@@ -30,17 +30,24 @@ use std::fmt;
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 use thiserror::Error;
 use toml::Spanned;
 
 use crate::firmware;
+use crate::rproc::{Departure, RecoveryPolicy};
 
 /// Where firmware is looked for unless the file says otherwise.
 pub const DEFAULT_FIRMWARE_DIRECTORY: &str = "/usr/lib/rprocd/firmware";
 
 const NAME_MAX_BYTES: usize = 31;
+/// An hour.
+const RECOVERY_MAX_MS: u32 = 3_600_000;
+const HOLD_AFTER_MAX: u32 = 1000;
+/// A day.
+const HOLD_WINDOW_MAX_S: u32 = 86_400;
 const MEMORY_MIB_DEFAULT: i64 = 4;
 const MEMORY_MIB_MAX: i64 = 1024;
 /// `sun_path` of `struct sockaddr_un` has 108 bytes, the last of which is a NUL.
@@ -75,6 +82,8 @@ pub struct CoreConfig {
     pub firmware: String,
     /// Is the core started with the daemon?
     pub auto_boot: bool,
+    /// What follows from a crash: section `[core.recovery]`.
+    pub recovery: RecoveryPolicy,
     /// One for each vdev that the firmware declares, in the order of its resource table.
     pub vdevs: Vec<VdevConfig>,
 }
@@ -96,6 +105,9 @@ pub struct VdevConfig {
     pub socket: PathBuf,
     /// Is the name service (`VIRTIO_RPMSG_F_NS`) offered to the guest?
     pub announce: bool,
+    /// What happens when the guest is gone. Without the key: the core is restarted where it
+    /// serves one vdev, else the vdev is reset.
+    pub on_departure: Departure,
 }
 
 /// Why there is no configuration.
@@ -228,7 +240,20 @@ struct RawCore {
     #[serde(default = "yes")]
     auto_boot: bool,
     #[serde(default)]
+    recovery: RawRecovery,
+    #[serde(default)]
     vdev: Vec<RawVdev>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct RawRecovery {
+    enabled: Option<bool>,
+    minimum_run_time_ms: Option<Spanned<i64>>,
+    back_off_ms: Option<Spanned<i64>>,
+    back_off_limit_ms: Option<Spanned<i64>>,
+    hold_after: Option<Spanned<i64>>,
+    hold_window_s: Option<Spanned<i64>>,
 }
 
 #[derive(Deserialize)]
@@ -237,6 +262,14 @@ struct RawVdev {
     socket: Spanned<String>,
     #[serde(default = "yes")]
     announce: bool,
+    on_departure: Option<RawDeparture>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum RawDeparture {
+    ResetVdev,
+    RestartCore,
 }
 
 fn yes() -> bool {
@@ -357,6 +390,11 @@ impl Check<'_> {
             );
         }
 
+        let departure = if raw.vdev.len() == 1 {
+            Departure::RestartCore
+        } else {
+            Departure::ResetVdev
+        };
         let vdevs = raw
             .vdev
             .iter()
@@ -364,15 +402,60 @@ impl Check<'_> {
             .map(|(vdev, raw)| VdevConfig {
                 socket: self.socket(&format!("{place}, vdev {vdev}"), &raw.socket),
                 announce: raw.announce,
+                on_departure: match raw.on_departure {
+                    None => departure,
+                    Some(RawDeparture::ResetVdev) => Departure::ResetVdev,
+                    Some(RawDeparture::RestartCore) => Departure::RestartCore,
+                },
             })
             .collect();
+        let recovery = self.recovery(&place, &raw.recovery);
 
         CoreConfig {
             name: raw.name.into_inner(),
             engine: EngineConfig::Rv32 { memory_bytes },
             firmware: raw.firmware.into_inner(),
             auto_boot: raw.auto_boot,
+            recovery,
             vdevs,
+        }
+    }
+
+    fn recovery(&mut self, place: &str, raw: &RawRecovery) -> RecoveryPolicy {
+        let default = RecoveryPolicy::default();
+        let mut number = |key: &str, raw: &Option<Spanned<i64>>, max: u32| {
+            let raw = raw.as_ref()?;
+            match u32::try_from(*raw.as_ref()) {
+                Ok(value) if value <= max => Some(value),
+                _ => {
+                    let value = raw.as_ref();
+                    self.problem(
+                        raw.span(),
+                        format!("{place}: recovery.{key} is {value}, must be 0 to {max}"),
+                    );
+                    None
+                }
+            }
+        };
+        let millis = |value: u32| Duration::from_millis(value.into());
+        RecoveryPolicy {
+            enabled: raw.enabled.unwrap_or(default.enabled),
+            minimum_run_time: number(
+                "minimum-run-time-ms",
+                &raw.minimum_run_time_ms,
+                RECOVERY_MAX_MS,
+            )
+            .map_or(default.minimum_run_time, millis),
+            back_off: number("back-off-ms", &raw.back_off_ms, RECOVERY_MAX_MS)
+                .map_or(default.back_off, millis),
+            back_off_limit: number("back-off-limit-ms", &raw.back_off_limit_ms, RECOVERY_MAX_MS)
+                .map_or(default.back_off_limit, millis),
+            hold_after: number("hold-after", &raw.hold_after, HOLD_AFTER_MAX)
+                .unwrap_or(default.hold_after),
+            hold_window: number("hold-window-s", &raw.hold_window_s, HOLD_WINDOW_MAX_S)
+                .map_or(default.hold_window, |value| {
+                    Duration::from_secs(value.into())
+                }),
         }
     }
 
@@ -466,9 +549,33 @@ mod tests {
                     },
                     firmware: "echo.elf".into(),
                     auto_boot: true,
+                    recovery: RecoveryPolicy::default(),
                     vdevs: vec![],
                 }],
             }
+        );
+    }
+
+    #[test]
+    fn the_only_guest_of_a_core_takes_it_along_when_it_leaves() {
+        let config = parse(&format!("{MINIMAL}[[core.vdev]]\nsocket = \"a\"\n")).unwrap();
+        assert_eq!(
+            config.cores[0].vdevs[0].on_departure,
+            Departure::RestartCore
+        );
+    }
+
+    #[test]
+    fn recovery_figures_have_limits() {
+        let text = format!("{MINIMAL}[core.recovery]\nback-off-ms = -1\nhold-after = 1001\n");
+        let problems = refused(&text);
+        assert!(
+            problems.contains("recovery.back-off-ms is -1, must be 0 to 3600000"),
+            "{problems}"
+        );
+        assert!(
+            problems.contains("recovery.hold-after is 1001, must be 0 to 1000"),
+            "{problems}"
         );
     }
 
@@ -485,9 +592,17 @@ mod tests {
             memory-mib = 1024
             firmware = "dsp.elf"
             auto-boot = false
+            [core.recovery]
+            enabled = false
+            minimum-run-time-ms = 1
+            back-off-ms = 2
+            back-off-limit-ms = 3
+            hold-after = 4
+            hold-window-s = 5
             [[core.vdev]]
             socket = "/run/a"
             announce = false
+            on-departure = "restart-core"
             [[core.vdev]]
             socket = "b"
             [[core]]
@@ -511,14 +626,24 @@ mod tests {
                 },
                 firmware: "dsp.elf".into(),
                 auto_boot: false,
+                recovery: RecoveryPolicy {
+                    enabled: false,
+                    minimum_run_time: Duration::from_millis(1),
+                    back_off: Duration::from_millis(2),
+                    back_off_limit: Duration::from_millis(3),
+                    hold_after: 4,
+                    hold_window: Duration::from_secs(5),
+                },
                 vdevs: vec![
                     VdevConfig {
                         socket: "/run/a".into(),
-                        announce: false
+                        announce: false,
+                        on_departure: Departure::RestartCore,
                     },
                     VdevConfig {
                         socket: "/etc/rprocd/b".into(),
-                        announce: true
+                        announce: true,
+                        on_departure: Departure::ResetVdev,
                     },
                 ],
             }

@@ -97,7 +97,7 @@ fn status_shows_each_core_in_columns() {
         Core {
             name: "tty",
             image: "tty",
-            announce: true,
+            ..Core::default()
         },
     ]);
     let output = daemon.rprocctl(&["status"]);

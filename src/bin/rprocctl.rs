@@ -15,9 +15,9 @@ use rprocd::rproc::CoreStatus;
 /// How long the daemon may take for an answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Shows what rprocd's cores do.
+/// Shows what rprocd's cores do, starts them and stops them.
 ///
-/// Exit status: 0 done, 1 failed, 2 wrong usage, 3 no such core, 5 rprocd cannot be reached.
+/// Exit status: 0 done, 1 failed, 2 wrong usage, 3 no such core, 4 not in that state, 5 rprocd cannot be reached.
 #[derive(Parser)]
 #[command(version, max_term_width = 80)]
 struct Arguments {
@@ -42,6 +42,16 @@ enum Verb {
         #[arg(short, long)]
         json: bool,
     },
+    /// Start a core that is offline or crashed
+    Start {
+        /// The core's name
+        core: String,
+    },
+    /// Stop a core; guests stay attached, and it stays stopped
+    Stop {
+        /// The core's name
+        core: String,
+    },
     /// The text in a core's trace buffers
     Trace {
         /// The core's name
@@ -56,6 +66,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match &arguments.verb {
         Verb::Status { json } => status(&arguments.socket, *json),
+        Verb::Start { core } => change(&arguments.socket, "io.rprocd.Start", core),
+        Verb::Stop { core } => change(&arguments.socket, "io.rprocd.Stop", core),
         Verb::Trace { core } => trace(&arguments.socket, core),
     };
     // A pipe that was closed (`rprocctl trace x | head`) is no failure of ours.
@@ -154,7 +166,11 @@ fn table(cores: &[CoreStatus]) -> String {
             ]);
         }
         if let Some(crash) = &core.last_crash {
-            notes.push(format!("{}: {crash}", core.name));
+            let crashes = core.crashes;
+            notes.push(format!("{}: crash {crashes}: {crash}", core.name));
+        }
+        if let Some(next) = &core.next {
+            notes.push(format!("{}: {next}", core.name));
         }
     }
     let mut text = columns(&rows);
@@ -183,6 +199,10 @@ fn columns<const N: usize>(rows: &[[String; N]]) -> String {
         text.push('\n');
     }
     text
+}
+
+fn change(socket: &Path, method: &str, core: &str) -> Result<String, Failure> {
+    call(socket, method, &json!({ "core": core })).map(|_| String::new())
 }
 
 fn trace(socket: &Path, core: &str) -> Result<String, Failure> {
@@ -263,6 +283,15 @@ fn call(socket: &Path, method: &str, parameters: &Value) -> Result<Value, Failur
                 3,
                 format!("there is no such core: {about}; `rprocctl status` lists them"),
             ),
+            "io.rprocd.Refused" => {
+                let reason = answer["parameters"]["reason"].as_str();
+                Failure(
+                    4,
+                    reason
+                        .unwrap_or("rprocd refuses, and gives no reason")
+                        .to_owned(),
+                )
+            }
             other => Failure(1, format!("rprocd refuses: {other} {about}")),
         });
     }

@@ -18,7 +18,7 @@ use rprocd::engine::rv32::{Rv32, board};
 use rprocd::firmware::Snapshot;
 use rprocd::memory::{DeviceAddress, Ram};
 use rprocd::report::sentence;
-use rprocd::rproc::{Core, Firmware};
+use rprocd::rproc::{Core, Firmware, Policies};
 use rprocd::vdev::Listening;
 
 /// Owns remote cores and serves them to guest VMs over vhost-user.
@@ -81,7 +81,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
 
     let mut cores = Vec::new();
     for (core, (engine, firmware)) in config.cores.iter().zip(prepared) {
-        cores.push(Core::new(&core.name, engine, firmware)?);
+        cores.push(Core::new(&core.name, engine, firmware, policies(core))?);
     }
     let cores = Arc::new(cores);
     let mut listening = Vec::new();
@@ -136,6 +136,13 @@ fn prepare(
     let snapshot = Snapshot::read(&config.firmware_directory, &core.firmware)?;
     let firmware = Firmware::new(snapshot, &mut *engine, core.vdevs.len())?;
     Ok((engine, firmware))
+}
+
+fn policies(core: &CoreConfig) -> Policies {
+    Policies {
+        recovery: core.recovery,
+        departures: core.vdevs.iter().map(|vdev| vdev.on_departure).collect(),
+    }
 }
 
 /// The end of the pipe that signals come out of.

@@ -12,14 +12,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use log::{debug, error, warn};
+use log::{debug, error, info, warn};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::codec::Codec;
 use super::{INTERFACE, INTERFACE_NAME};
-use crate::rproc::Core;
+use crate::report::sentence;
+use crate::rproc::{Core, RequestError};
 use crate::vdev::{SessionError, bind};
 
 /// Clients at one time; one more is hung up on.
@@ -70,7 +71,7 @@ struct NoParameters {}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct TraceParameters {
+struct CoreParameters {
     core: String,
 }
 
@@ -241,6 +242,34 @@ fn parameters<T: DeserializeOwned>(call: &Call) -> Result<T, Refusal> {
     })
 }
 
+/// The core that a call names.
+fn named<'a>(call: &Call, cores: &'a [Core]) -> Result<&'a Core, Refusal> {
+    let CoreParameters { core: name } = parameters(call)?;
+    let found = cores.iter().find(|core| core.name() == name);
+    found.ok_or_else(|| {
+        Refusal(
+            format!("{INTERFACE_NAME}.NoSuchCore"),
+            json!({ "core": name }),
+        )
+    })
+}
+
+/// A method that changes a core's state.
+fn change(
+    call: &Call,
+    cores: &[Core],
+    verb: impl FnOnce(&Core) -> Result<(), RequestError>,
+) -> Result<Value, Refusal> {
+    let core = named(call, cores)?;
+    info!("control: {} {}", call.method, core.name());
+    verb(core).map(|()| json!({})).map_err(|cause| {
+        Refusal(
+            format!("{INTERFACE_NAME}.Refused"),
+            json!({ "core": core.name(), "reason": sentence(&cause) }),
+        )
+    })
+}
+
 fn perform(call: &Call, cores: &[Core]) -> Result<Value, Refusal> {
     match call.method.as_str() {
         "io.rprocd.List" => {
@@ -251,17 +280,10 @@ fn perform(call: &Call, cores: &[Core]) -> Result<Value, Refusal> {
             }
             Ok(json!({ "cores": list }))
         }
+        "io.rprocd.Start" => change(call, cores, Core::start),
+        "io.rprocd.Stop" => change(call, cores, Core::stop),
         "io.rprocd.Trace" => {
-            let TraceParameters { core: name } = parameters(call)?;
-            let core = cores
-                .iter()
-                .find(|core| core.name() == name)
-                .ok_or_else(|| {
-                    Refusal(
-                        format!("{INTERFACE_NAME}.NoSuchCore"),
-                        json!({ "core": name }),
-                    )
-                })?;
+            let core = named(call, cores)?;
             let buffers: Vec<_> = core
                 .trace()
                 .iter()

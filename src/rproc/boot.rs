@@ -10,7 +10,7 @@
 
 use log::{info, warn};
 use thiserror::Error;
-use vm_memory::Bytes;
+use vm_memory::{Bytes, VolatileSlice};
 
 use super::table::LiveTable;
 use crate::engine::{Engine, EngineError, NotifyId};
@@ -93,6 +93,29 @@ pub enum BootError {
     /// The engine does not start.
     #[error("the engine does not start")]
     Start(#[from] EngineError),
+}
+
+/// What is zeroed before an image is loaded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Clean {
+    /// All of the core's memory.
+    All,
+    /// What the image's segments ask for beyond their content, and no more.
+    Bss,
+}
+
+/// Zeroes `memory` from `offset` on.
+fn zero(memory: &VolatileSlice<'_>, offset: usize) {
+    const ZEROES: [u8; 4096] = [0; 4096];
+    let mut at = offset;
+    while let Ok(rest) = memory.offset(at) {
+        let len = rest.len().min(ZEROES.len());
+        if len == 0 {
+            return;
+        }
+        rest.copy_from(&ZEROES[..len]);
+        at += len;
+    }
 }
 
 /// A trace buffer.
@@ -305,21 +328,26 @@ impl BootPlan {
         bytes: &[u8],
         engine: &mut dyn Engine,
         number: u32,
+        clean: Clean,
     ) -> Result<(), BootError> {
         let ram = self.carveouts.ram();
-        ram.clear()?;
+        if clean == Clean::All {
+            ram.clear()?;
+        }
         for Segment {
             da, file, memsz, ..
         } in &image.segments
         {
             let memory = ram.slice(*da, *memsz)?;
-            // What the file has not is zero since the RAM was cleared.
             let content = bytes.get(file.clone()).unwrap_or_default();
             let loaded = memory.write_slice(content, 0);
             debug_assert!(
                 loaded.is_ok(),
                 "an image's file size is at most its memory size"
             );
+            if clean == Clean::Bss {
+                zero(&memory, content.len());
+            }
         }
         self.table.publish();
         engine.start(self.boot, number)?;

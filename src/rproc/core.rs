@@ -21,7 +21,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use vm_memory::GuestMemoryMmap;
 
 use super::drive::Driven;
-use super::machine::{Later, Machine, RequestError, vdev_label};
+use super::machine::{Later, Machine, Policies, RequestError, vdev_label};
 use super::status::CoreStatus;
 use crate::engine::Engine;
 use crate::firmware::VdevEntry;
@@ -171,7 +171,12 @@ impl Core {
     ///
     /// # Errors
     /// What the host says when it has no descriptor or thread left.
-    pub fn new(name: &str, engine: Box<dyn Engine>, firmware: Firmware) -> io::Result<Self> {
+    pub fn new(
+        name: &str,
+        engine: Box<dyn Engine>,
+        firmware: Firmware,
+        policies: Policies,
+    ) -> io::Result<Self> {
         let vdevs = firmware
             .image()
             .table
@@ -179,7 +184,7 @@ impl Core {
             .map_or_else(Vec::new, |table| table.table.vdevs().cloned().collect());
         let shared = Arc::new(Shared {
             name: name.to_owned(),
-            machine: Driven::new(Machine::new(name, engine, firmware)),
+            machine: Driven::new(Machine::new(name, engine, firmware, policies)),
             jobs: Mutex::default(),
             alarm: Alarm::new()?,
             ending: AtomicBool::new(false),

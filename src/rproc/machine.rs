@@ -1,31 +1,38 @@
 //! The state of a core and everything that changes it.
 //!
 //! ```text
-//!              start                          crash
-//!   Offline ───────────────► Running ──────────────────────► Crashed
-//!      ▲  ▲                    │ │  the firmware died: what it      │
-//!      │  └──── power off ─────┘ │  left in memory is kept as       │
-//!      │   the firmware ended    │  evidence, guests stay attached  │
-//!      │   its own run           │ stop                             │ stop
-//!      └─────────────────────────┴──────────────────────────────────┘
+//!              start                              crash
+//!   Offline ───────────────────► Running ◄──────────────────────► Crashed
+//!      ▲ ▲                         │ │   restart, as recovery       │
+//!      │ └── power off: the firm-  │ │   decides, or start: the     │
+//!      │     ware ended its run ───┘ │   next incarnation           │
+//!      │                             │ stop                         │ stop, or the
+//!      └─────────────────────────────┴──────────────────────────────┘ restart failed
 //! ```
+//!
+//! A crash is handled evidence first: the engine is stopped with its memory as it was, what is
+//! wanted of it is taken, and only then is anything restarted. A restart that fails leaves an
+//! offline core, which start and stop treat like any other (Linux leaves one that neither can
+//! move).
 //!
 //! What belongs here: those transitions, and one turn of driving a running core. What does not:
 //! threads and locks (see [`core`](super::core)), how an image is judged (see
-//! [`boot`](super::boot)).
+//! [`boot`](super::boot)), whether and when a crashed core is restarted (see
+//! [`recovery`](super::recovery)).
 //!
 //! The states own what exists in them: there is no table, no vring and no trace buffer without an
-//! incarnation. The guests' sides of the vdevs outlive incarnations, because a guest stays
-//! attached while its core is down.
+//! incarnation. The guests' sides of the vdevs outlive incarnations: a guest stays attached while
+//! its core is down, and is told by name service which endpoints are gone.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 
-use super::boot::{BootError, BootPlan};
+use super::boot::{BootError, BootPlan, Clean};
+use super::recovery::{CrashHistory, Decision, RecoveryPolicy};
 use super::status::{CoreStatus, VdevStatus};
 use crate::engine::{Crash, Engine, Run, RunEnd};
 use crate::firmware::{Image, ImageError, Snapshot};
@@ -79,13 +86,11 @@ pub enum FirmwareError {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum RequestError {
-    /// Start, and the core is not offline.
-    #[error("core {core} is {state}; only an offline core can be started")]
-    NotOffline {
+    /// Start, and the core runs.
+    #[error("core {core} is running already")]
+    Running {
         /// The core's name.
         core: String,
-        /// Its state.
-        state: &'static str,
     },
     /// Stop, and nothing runs.
     #[error("core {core} is offline already")]
@@ -134,16 +139,43 @@ impl Firmware {
     }
 }
 
+/// What happens to the core when the guest of a vdev is gone (its VMM hung up, or another driver
+/// begins: a reboot, an unbind and bind).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Departure {
+    /// The vdev is reset: status 0 and a kick. The firmware must start over with that vdev.
+    ResetVdev,
+    /// The core is restarted. For firmware that cannot start over with one vdev; others notice.
+    RestartCore,
+}
+
+/// How a core is to be run.
+#[derive(Clone, Debug)]
+pub struct Policies {
+    /// What follows from a crash.
+    pub recovery: RecoveryPolicy,
+    /// For each vdev, in the order of the resource table.
+    pub departures: Vec<Departure>,
+}
+
 /// One boot of a core, and what it owns.
 struct Incarnation {
-    number: u32,
     plan: BootPlan,
+    since: Instant,
+}
+
+/// What comes after a crash.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Next {
+    Restart(Instant),
+    Held { crashes: u32 },
+    Disabled,
 }
 
 enum State {
     Offline,
     Running(Incarnation),
-    Crashed(Incarnation, Crash),
+    Crashed(Incarnation, Next),
 }
 
 /// What a turn of driving leaves for later; the sooner, the smaller.
@@ -164,13 +196,22 @@ pub struct Machine {
     firmware: Firmware,
     state: State,
     vdevs: Vec<Vdev>,
+    policies: Policies,
+    history: CrashHistory,
     incarnations: u32,
     crashes: u32,
+    /// In which incarnation, and what.
+    last_crash: Option<(u32, Crash)>,
 }
 
 impl Machine {
     /// An offline core.
-    pub fn new(name: &str, engine: Box<dyn Engine>, firmware: Firmware) -> Self {
+    pub fn new(
+        name: &str,
+        engine: Box<dyn Engine>,
+        firmware: Firmware,
+        policies: Policies,
+    ) -> Self {
         let count = firmware
             .image
             .table
@@ -185,8 +226,11 @@ impl Machine {
             firmware,
             state: State::Offline,
             vdevs,
+            policies,
+            history: CrashHistory::default(),
             incarnations: 0,
             crashes: 0,
+            last_crash: None,
         }
     }
 
@@ -199,17 +243,27 @@ impl Machine {
         }
     }
 
-    /// Boots the core.
+    /// Boots the core. A crashed core is started again at once, and its crashes are forgiven.
     ///
     /// # Errors
-    /// [`RequestError::NotOffline`] or [`RequestError::Boot`]; the state is as before.
+    /// [`RequestError::Running`], or [`RequestError::Boot`] and then the core is offline.
     pub fn start(&mut self) -> Result<(), RequestError> {
-        if !matches!(self.state, State::Offline) {
-            return Err(RequestError::NotOffline {
-                core: self.name.clone(),
-                state: self.state_name(),
-            });
+        match self.state {
+            State::Running(_) => {
+                return Err(RequestError::Running {
+                    core: self.name.clone(),
+                });
+            }
+            State::Offline | State::Crashed(..) => {}
         }
+        self.history.forgive();
+        self.boot(Clean::All)
+    }
+
+    /// From any state but running to running; offline if that fails.
+    fn boot(&mut self, clean: Clean) -> Result<(), RequestError> {
+        self.state = State::Offline;
+        let begun = Instant::now();
         let failed = |cause| RequestError::Boot {
             core: self.name.clone(),
             source: Box::new(cause),
@@ -217,19 +271,25 @@ impl Machine {
         let Firmware { snapshot, image } = &self.firmware;
         let plan = BootPlan::new(image, &mut *self.engine, self.vdevs.len()).map_err(failed)?;
         let number = self.incarnations.wrapping_add(1);
-        plan.carry_out(image, snapshot.bytes(), &mut *self.engine, number)
+        plan.carry_out(image, snapshot.bytes(), &mut *self.engine, number, clean)
             .map_err(failed)?;
         self.incarnations = number;
         info!(
-            "{}: incarnation {number} boots firmware {} (sha256 {}) at {} on engine {}",
+            "{}: incarnation {number} boots firmware {} (sha256 {}) at {} on engine {} after {} us",
             self.name,
             snapshot.name(),
             snapshot.short_hash(),
             plan.boot,
             self.engine.kind(),
+            begun.elapsed().as_micros(),
         );
-        plan.log(&self.name);
-        self.state = State::Running(Incarnation { number, plan });
+        if number == 1 {
+            plan.log(&self.name);
+        }
+        self.state = State::Running(Incarnation {
+            plan,
+            since: Instant::now(),
+        });
         for index in 0..self.vdevs.len() {
             if self.vdevs[index].guest_is_up() {
                 self.start_vdev(index);
@@ -238,7 +298,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Stops the core, whatever it does.
+    /// Stops the core, whatever it does. It stays stopped until somebody starts it.
     ///
     /// # Errors
     /// [`RequestError::Offline`] if there is nothing to stop.
@@ -254,27 +314,36 @@ impl Machine {
         Ok(())
     }
 
-    /// Nothing of the incarnation runs after this, and no vdev has rings on the core's side.
+    /// Nothing of the incarnation runs after this, no vdev has rings on the core's side, and the
+    /// guests know. The core's memory is as the incarnation left it.
     fn down(&mut self) {
-        for vdev in &mut self.vdevs {
-            vdev.reset();
-        }
         self.engine.stop();
+        let State::Running(Incarnation { plan, .. }) = &self.state else {
+            return;
+        };
+        for vdev in &mut self.vdevs {
+            vdev.core_gone(plan.carveouts.ram());
+        }
     }
 
     /// Drives the core: relays, lets the firmware run, relays again, until nothing moves any more
     /// or others should get a chance. `interrupted` says whether a firmware that is busy should be
     /// left for later: somebody waits for the core, or the caller has something else to do.
     pub fn drive(&mut self, interrupted: impl Fn() -> bool) -> Later {
+        self.recover_if_due();
+        for vdev in &mut self.vdevs {
+            vdev.relay_farewells();
+        }
         for _ in 0..ROUNDS_PER_TURN {
-            let State::Running(Incarnation { plan, .. }) = &mut self.state else {
-                return Later::Nothing;
+            let plan = match &mut self.state {
+                State::Running(Incarnation { plan, .. }) => plan,
+                State::Crashed(_, Next::Restart(at)) => return Later::At(*at),
+                State::Offline | State::Crashed(..) => return Later::Nothing,
             };
             let ram = plan.carveouts.ram().clone();
             let mut progress = false;
             let mut conclude = |round: Round, index: usize, engine: &mut dyn Engine| {
                 progress |= round.progress;
-                let plan = &mut *plan;
                 if round.failed {
                     let vdev = &plan.vdevs[index];
                     plan.table
@@ -312,7 +381,7 @@ impl Machine {
                 }
                 RunEnd::Crashed(crash) => {
                     self.crashed(crash);
-                    return Later::Nothing;
+                    self.recover_if_due();
                 }
             }
         }
@@ -326,8 +395,83 @@ impl Machine {
             self.name, self.crashes, self.incarnations, crash.kind, crash.detail
         );
         self.down();
-        if let State::Running(incarnation) = std::mem::replace(&mut self.state, State::Offline) {
-            self.state = State::Crashed(incarnation, crash);
+        self.last_crash = Some((self.incarnations, crash));
+        let State::Running(incarnation) = std::mem::replace(&mut self.state, State::Offline) else {
+            return;
+        };
+        let now = Instant::now();
+        let ran_for = now.saturating_duration_since(incarnation.since);
+        let next = match self.history.crashed(&self.policies.recovery, now, ran_for) {
+            Decision::RestartAfter(wait) => Next::Restart(now + wait),
+            Decision::Hold { crashes } => Next::Held { crashes },
+            Decision::Stay => Next::Disabled,
+        };
+        self.state = State::Crashed(incarnation, next);
+        if let Some(next) = self.next_in_words() {
+            info!("{}: {next}", self.name);
+        }
+    }
+
+    /// What comes after a crash, while the core is crashed.
+    fn next_in_words(&self) -> Option<String> {
+        let State::Crashed(_, next) = &self.state else {
+            return None;
+        };
+        Some(match next {
+            Next::Restart(at) => {
+                let left = at.saturating_duration_since(Instant::now());
+                if left == Duration::ZERO {
+                    "restarting".to_owned()
+                } else {
+                    format!("restart in {:.1} s", left.as_secs_f64())
+                }
+            }
+            Next::Held { crashes } => {
+                let window = self.policies.recovery.hold_window.as_secs();
+                format!(
+                    "held after {crashes} crashes within {window} s; start it when it is mended"
+                )
+            }
+            Next::Disabled => "recovery is disabled; start it when it is mended".to_owned(),
+        })
+    }
+
+    /// Starts a crashed core again when its time has come.
+    fn recover_if_due(&mut self) {
+        let State::Crashed(_, Next::Restart(at)) = self.state else {
+            return;
+        };
+        if at > Instant::now() {
+            return;
+        }
+        // Linux keeps the carveouts' content over a recovery, and so do we: firmware may leave
+        // itself notes there.
+        if let Err(cause) = self.boot(Clean::Bss) {
+            error!(
+                "{}: recovery failed, the core is offline: {}",
+                self.name,
+                crate::report::sentence(&cause)
+            );
+        }
+    }
+
+    /// The guest that a vdev had is gone.
+    fn departed(&mut self, vdev: usize) {
+        let was_served = self.vdevs[vdev].core_is_up();
+        match self.policies.departures.get(vdev) {
+            Some(Departure::RestartCore) if was_served => {
+                // The next guest hears nothing of what this one was told.
+                self.vdevs[vdev].reset();
+                info!(
+                    "{}: the guest is gone, the core is restarted",
+                    self.vdevs[vdev].label()
+                );
+                self.down();
+                if let Err(cause) = self.boot(Clean::All) {
+                    error!("{}: {}", self.name, crate::report::sentence(&cause));
+                }
+            }
+            _ => self.reset_vdev(vdev),
         }
     }
 
@@ -345,8 +489,10 @@ impl Machine {
         match state {
             GuestState::Incomplete => {}
             GuestState::Fresh => {
-                self.reset_vdev(vdev);
-                self.start_vdev(vdev);
+                self.departed(vdev);
+                if !self.vdevs[vdev].core_is_up() {
+                    self.start_vdev(vdev);
+                }
             }
             GuestState::Resumed if self.vdevs[vdev].core_is_up() => {}
             GuestState::Resumed => self.start_vdev(vdev),
@@ -364,7 +510,7 @@ impl Machine {
         for index in 0..crate::vdev::QUEUES {
             self.vdevs[vdev].detach(index);
         }
-        self.reset_vdev(vdev);
+        self.departed(vdev);
     }
 
     /// The memory of a vdev's guest was laid out anew.
@@ -416,10 +562,11 @@ impl Machine {
     /// looks. Linux writes the same and leaves the firmware to find out by itself.
     fn reset_vdev(&mut self, index: usize) {
         let vdev = &mut self.vdevs[index];
-        if !vdev.core_is_up() {
+        let was_up = vdev.core_is_up();
+        vdev.reset();
+        if !was_up {
             return;
         }
-        vdev.reset();
         let State::Running(incarnation) = &mut self.state else {
             return;
         };
@@ -525,13 +672,13 @@ impl Machine {
             firmware_sha256: self.firmware.snapshot.short_hash().to_owned(),
             incarnation: self.incarnations,
             crashes: self.crashes,
-            last_crash: match &self.state {
-                State::Crashed(incarnation, crash) => Some(format!(
-                    "incarnation {}: {}: {}",
-                    incarnation.number, crash.kind, crash.detail
-                )),
-                State::Offline | State::Running(_) => None,
-            },
+            next: self.next_in_words(),
+            last_crash: self.last_crash.as_ref().map(|(incarnation, crash)| {
+                format!(
+                    "incarnation {incarnation}: {}: {}",
+                    crash.kind, crash.detail
+                )
+            }),
             vdevs: self
                 .vdevs
                 .iter()

@@ -11,18 +11,23 @@
 //! | `table` | the resource table of a running core |
 //! | `drive` | the thread that brings the work drives |
 //! | `core` | the core's own thread, and asking a core for something |
+//! | `recovery` | whether and when a crashed core is started again |
 //! | `status` | a core's figures |
 
 mod boot;
 mod core;
 mod drive;
 mod machine;
+mod recovery;
 mod status;
 mod table;
 
-pub use boot::{BootError, BootPlan, TraceBuffer, VdevPlan, check_vdevs};
+pub use boot::{BootError, BootPlan, Clean, TraceBuffer, VdevPlan, check_vdevs};
 pub use core::Core;
 pub use drive::Driven;
-pub use machine::{Firmware, FirmwareError, Later, Machine, RequestError, vdev_label};
+pub use machine::{
+    Departure, Firmware, FirmwareError, Later, Machine, Policies, RequestError, vdev_label,
+};
+pub use recovery::{CrashHistory, Decision, RecoveryPolicy};
 pub use status::{AnnouncedStatus, CoreStatus, DirectionStatus, VdevStatus};
 pub use table::LiveTable;

@@ -25,7 +25,11 @@ pub struct CoreStatus {
     pub incarnation: u32,
     /// Crashes since the daemon started.
     pub crashes: u32,
-    /// While the core is crashed: what happened.
+    /// While the core is crashed: what comes next. "restart in 0.2 s", "held after 10 crashes",
+    /// "recovery is disabled".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+    /// The last crash: in which incarnation, of which type, what happened.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_crash: Option<String>,
     /// The core's vdevs, in the order of the resource table.
@@ -70,6 +74,8 @@ pub struct DirectionStatus {
     pub too_long: u64,
     /// Announcements held back from a guest without name service.
     pub withheld: u64,
+    /// Messages that died with an incarnation of the core.
+    pub lost: u64,
 }
 
 /// One announced endpoint.
@@ -92,6 +98,7 @@ impl From<Counters> for DirectionStatus {
             malformed,
             too_long,
             withheld,
+            lost,
         } = counters;
         Self {
             messages,
@@ -101,6 +108,7 @@ impl From<Counters> for DirectionStatus {
             malformed,
             too_long,
             withheld,
+            lost,
         }
     }
 }

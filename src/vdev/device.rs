@@ -15,6 +15,7 @@ use log::{error, warn};
 use vm_memory::GuestMemoryMmap;
 
 use super::driver_ring::DriverRing;
+use super::farewell::{Farewells, discard};
 use super::guest_ring::{Direction, GuestRing, RingFault, RingFeatures, RingLayout};
 use super::relay::{Counters, Moved, RelayFault, ToCore, ToGuest};
 use super::rpmsg::{Announcements, VIRTIO_RPMSG_F_NS};
@@ -101,6 +102,9 @@ pub struct Vdev {
     features: u64,
     core: Option<CoreSide>,
     announcements: Announcements,
+    farewells: Farewells,
+    /// The guest may have sent messages to endpoints of an incarnation that is gone.
+    stale: bool,
     to_guest: Counters,
     to_core: Counters,
 }
@@ -115,6 +119,8 @@ impl Vdev {
             features: 0,
             core: None,
             announcements: Announcements::default(),
+            farewells: Farewells::default(),
+            stale: false,
             to_guest: Counters::default(),
             to_core: Counters::default(),
         }
@@ -201,7 +207,9 @@ impl Vdev {
         ids: [NotifyId; QUEUES],
         ram: &Ram,
     ) -> Result<(), MemoryError> {
-        self.announcements.clear();
+        if std::mem::take(&mut self.stale) {
+            self.discard_sent();
+        }
         self.core = Some(CoreSide {
             to_guest: ToGuest::new(to_guest, ram)?,
             to_core: ToCore::new(to_core),
@@ -210,10 +218,72 @@ impl Vdev {
         Ok(())
     }
 
-    /// The core's rings are gone: reset, fault, or stop.
+    /// The guest's driver is gone, or is a new one: nothing from before belongs to it.
     pub fn reset(&mut self) {
         self.core = None;
-        self.announcements.clear();
+        self.announcements.take();
+        self.farewells.clear();
+        self.stale = false;
+    }
+
+    /// The incarnation is gone and the guest is still there. What the firmware had finished goes
+    /// to the guest; its endpoints are withdrawn; what the guest had sent and the firmware had not
+    /// taken is given back and counted as lost.
+    ///
+    /// A guest with name service is told, so what it sends from here on until the next start is
+    /// meant for the dead too. A guest without keeps its endpoints over the gap, and what it sends
+    /// waits for the next incarnation.
+    pub fn core_gone(&mut self, ram: &Ram) {
+        if self.core.is_none() {
+            return;
+        }
+        // At most all buffers of the ring are full.
+        while self.relay_to_guest(ram).progress {}
+        if let Some(core) = self.core.take() {
+            self.to_guest.lost += core.to_guest.undelivered(ram);
+            self.to_core.lost += core.to_core.untaken(ram);
+        }
+        self.stale = self.features & VIRTIO_RPMSG_F_NS != 0;
+        self.farewells.add(self.announcements.take());
+        self.discard_sent();
+        self.relay_farewells();
+    }
+
+    /// Gives back all that the guest has sent so far.
+    fn discard_sent(&mut self) {
+        loop {
+            let Some(memory) = self.memory.clone().filter(|_| self.guest_is_up()) else {
+                return;
+            };
+            let Some(queue) = usable(&mut self.guest[QUEUE_TO_CORE]) else {
+                return;
+            };
+            let mut moved = Moved::default();
+            let ended = discard(&mut queue.ring, &memory, &mut self.to_core, &mut moved);
+            let ended = ended.map_err(RelayFault::from);
+            if !self.conclude(QUEUE_TO_CORE, None, moved, ended).progress {
+                return;
+            }
+        }
+    }
+
+    /// Withdraws what is still to be withdrawn, as far as the guest has buffers. With or without
+    /// a core.
+    pub fn relay_farewells(&mut self) -> Round {
+        if self.farewells.is_empty() || !self.guest_is_up() {
+            return Round::default();
+        }
+        let Some(memory) = &self.memory else {
+            return Round::default();
+        };
+        let Some(queue) = usable(&mut self.guest[QUEUE_TO_GUEST]) else {
+            return Round::default();
+        };
+        let mut moved = Moved::default();
+        let ended = self
+            .farewells
+            .relay(&mut queue.ring, memory, &mut self.to_guest, &mut moved);
+        self.conclude(QUEUE_TO_GUEST, None, moved, ended.map_err(RelayFault::from))
     }
 
     /// Relays a burst from the guest to the core.
@@ -235,7 +305,7 @@ impl Vdev {
             .to_core
             .relay(&mut queue.ring, memory, ram, &mut self.to_core, &mut moved);
         let id = core.ids[QUEUE_TO_CORE];
-        self.conclude(QUEUE_TO_CORE, id, moved, ended)
+        self.conclude(QUEUE_TO_CORE, Some(id), moved, ended)
     }
 
     /// Must the relay to the core be looked at again, though nothing came from the guest?
@@ -248,9 +318,10 @@ impl Vdev {
                 .is_some_and(|core| core.to_core.can_go_on(ram))
     }
 
-    /// Relays a burst from the core to the guest, on the same condition.
+    /// Relays a burst from the core to the guest, on the same condition
+    /// and after everything that is to be withdrawn.
     pub fn relay_to_guest(&mut self, ram: &Ram) -> Round {
-        if !self.guest_is_up() {
+        if !self.guest_is_up() || !self.farewells.is_empty() {
             return Round::default();
         }
         let (Some(memory), Some(core)) = (&self.memory, &mut self.core) else {
@@ -270,7 +341,7 @@ impl Vdev {
             &mut moved,
         );
         let id = core.ids[QUEUE_TO_GUEST];
-        self.conclude(QUEUE_TO_GUEST, id, moved, ended)
+        self.conclude(QUEUE_TO_GUEST, Some(id), moved, ended)
     }
 
     /// Does what a burst asks for, also if a fault ended it. Nothing of the ring is held any more,
@@ -278,7 +349,7 @@ impl Vdev {
     fn conclude(
         &mut self,
         index: usize,
-        id: NotifyId,
+        id: Option<NotifyId>,
         moved: Moved,
         ended: Result<(), RelayFault>,
     ) -> Round {
@@ -298,17 +369,20 @@ impl Vdev {
             }
             Err(fault @ RelayFault::Firmware(cause)) => {
                 error!("{}: vring {index}: {fault}: {cause}", self.label);
-                self.core = None;
             }
             Err(fault @ RelayFault::Memory(cause)) => {
                 error!("{}: vring {index}: {fault}: {cause}", self.label);
-                self.core = None;
             }
+        }
+        let failed = matches!(ended, Err(RelayFault::Firmware(_) | RelayFault::Memory(_)));
+        if failed {
+            self.core = None;
+            self.farewells.add(self.announcements.take());
         }
         Round {
             progress: moved.progress || ended.is_err(),
-            kick: (moved.kick_core && self.core.is_some()).then_some(id),
-            failed: self.core.is_none(),
+            kick: id.filter(|_| moved.kick_core && !failed),
+            failed,
         }
     }
 

@@ -12,6 +12,7 @@
 mod backend;
 mod device;
 mod driver_ring;
+mod farewell;
 mod guest_ring;
 #[cfg(test)]
 mod mock;

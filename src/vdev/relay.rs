@@ -40,6 +40,9 @@ pub struct Counters {
     pub too_long: u64,
     /// Announcements held back because the guest has no name service.
     pub withheld: u64,
+    /// Messages that died with an incarnation of the core: sent and not taken, or answered and
+    /// not delivered.
+    pub lost: u64,
 }
 
 /// Why a direction of a vdev cannot be relayed any more.
@@ -95,6 +98,14 @@ impl ToCore {
                 .open(ram)
                 // A fault is for the next burst to report.
                 .map_or(true, |mut core| core.has_returned() != Ok(false))
+    }
+
+    /// The incarnation is gone: how many messages it had been given and never gave back.
+    pub fn untaken(mut self, ram: &Ram) -> u64 {
+        if let Ok(mut core) = self.ring.open(ram) {
+            while let Ok(Some(_)) = core.take_returned() {}
+        }
+        u64::from(self.ring.held())
     }
 
     /// Moves up to [`MESSAGES_PER_BURST`] messages from the guest to the core. What `moved` then
@@ -210,6 +221,17 @@ impl ToGuest {
     /// Does a message wait for a buffer of the guest?
     pub fn is_starved(&self) -> bool {
         self.waiting.is_some()
+    }
+
+    /// The incarnation is gone: how many of its messages have not reached the guest.
+    pub fn undelivered(mut self, ram: &Ram) -> u64 {
+        let mut count = u64::from(self.waiting.is_some());
+        if let Ok(mut core) = self.ring.open(ram) {
+            while let Ok(Some(_)) = core.take_returned() {
+                count += 1;
+            }
+        }
+        count
     }
 
     /// Moves up to [`MESSAGES_PER_BURST`] messages from the core to the guest, and enters what is
@@ -358,6 +380,11 @@ fn copy(from: &mut Cursor<'_, '_>, to: &mut Cursor<'_, '_>, mut len: usize) {
         part.copy_to_volatile_slice(room);
         len -= part.len();
     }
+}
+
+/// Writes a whole message to a guest's buffers, which have room for it.
+pub(super) fn write_message(message: &[u8], to: &[VolatileSlice<'_>]) {
+    put(message, &mut Cursor::new(to));
 }
 
 /// Copies a message of `len` bytes, with `header` in place of its first bytes.

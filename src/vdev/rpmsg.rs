@@ -68,6 +68,22 @@ pub struct Announced {
     pub address: u32,
 }
 
+impl Announced {
+    /// The whole message, header included, by which the firmware would withdraw the endpoint.
+    pub fn withdrawal(&self) -> [u8; HEADER_LEN + NS_LEN] {
+        let mut message = [0; HEADER_LEN + NS_LEN];
+        message[..4].copy_from_slice(&self.address.to_le_bytes());
+        message[4..8].copy_from_slice(&NS_ADDRESS.to_le_bytes());
+        message[12] = NS_LEN as u8;
+        let payload = &mut message[HEADER_LEN..];
+        let name = self.name.len().min(32);
+        payload[..name].copy_from_slice(&self.name[..name]);
+        payload[32..36].copy_from_slice(&self.address.to_le_bytes());
+        payload[36] = 1;
+        message
+    }
+}
+
 /// What the firmware has announced and not withdrawn.
 #[derive(Clone, Default, Debug)]
 pub struct Announcements {
@@ -80,9 +96,9 @@ impl Announcements {
         self.list.iter()
     }
 
-    /// Forgets all: the incarnation or the vdev that announced them is gone.
-    pub fn clear(&mut self) {
-        self.list.clear();
+    /// Forgets all, and returns it: the incarnation or the vdev that announced them is gone.
+    pub fn take(&mut self) -> Vec<Announced> {
+        std::mem::take(&mut self.list)
     }
 
     /// Takes note of a name service payload on its way to the guest. The book is bounded: past
@@ -147,6 +163,19 @@ mod tests {
         assert_eq!(left, [1025]);
         book.note(&payload("never announced", 7, 1));
         assert_eq!(book.iter().count(), 1);
+    }
+
+    #[test]
+    fn a_withdrawal_undoes_the_announcement_that_it_is_made_of() {
+        let mut book = Announcements::default();
+        book.note(&payload("rpmsg-raw", 1024, 0));
+        let message = book.iter().next().unwrap().withdrawal();
+        let (header, payload) = message.split_at(HEADER_LEN);
+        let header = Header::parse(header.try_into().unwrap());
+        assert_eq!((header.source, header.destination), (1024, NS_ADDRESS));
+        assert_eq!(header.message_len(), message.len());
+        book.note(payload.try_into().unwrap());
+        assert_eq!(book.iter().count(), 0);
     }
 
     #[test]

@@ -70,6 +70,10 @@ pub struct Core<'a> {
     pub image: &'a str,
     /// Is the name service offered?
     pub announce: bool,
+    /// More lines for its section in the configuration.
+    pub settings: &'a str,
+    /// What happens when the guest is gone, if not the default.
+    pub departure: Option<&'a str>,
 }
 
 impl Default for Core<'_> {
@@ -78,6 +82,8 @@ impl Default for Core<'_> {
             name: "echo",
             image: "echo",
             announce: true,
+            settings: "",
+            departure: None,
         }
     }
 }
@@ -103,12 +109,16 @@ impl Daemon {
             write!(
                 config,
                 "\n[[core]]\nname = {:?}\nengine = \"rv32\"\nmemory-mib = 4\nfirmware = {:?}\n\
-                 [[core.vdev]]\nsocket = {socket:?}\nannounce = {}\n",
+                 {}\n[[core.vdev]]\nsocket = {socket:?}\nannounce = {}\n",
                 core.name,
                 format!("{}.elf", core.image),
+                core.settings,
                 core.announce,
             )
             .expect("text");
+            if let Some(departure) = core.departure {
+                writeln!(config, "on-departure = {departure:?}").expect("text");
+            }
         }
         let path = folder.path().join("rprocd.toml");
         std::fs::write(&path, config).expect("a configuration");
