@@ -8,6 +8,7 @@
 mod announced;
 mod group;
 mod made_by_hand;
+mod recovery;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -32,5 +33,6 @@ fn main() -> ExitCode {
     let mut trials: Vec<Trial> = Vec::new();
     trials.extend(group::trials(&environment, announced::GROUP));
     trials.extend(group::trials(&environment, made_by_hand::GROUP));
+    trials.extend(group::trials(&environment, recovery::GROUP));
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -6,6 +6,7 @@ mod agent;
 mod ctrl;
 mod exchange;
 mod list;
+mod survive;
 mod tty;
 mod wait;
 
@@ -20,6 +21,7 @@ const USAGE: &str = "usage:
   rprocd-guest-check release-channel CTRL NAME DST
   rprocd-guest-check create-endpoint CTRL NAME SRC DST
   rprocd-guest-check tty DEV TEXT
+  rprocd-guest-check survive DEATHS
   rprocd-guest-check agent DEV
 Addresses are decimal or 0x hexadecimal; `any` is 0xffffffff.";
 
@@ -53,6 +55,10 @@ fn run(words: &[&str]) -> Result<bool> {
             ctrl::create_endpoint(control, name, address(src)?, address(dst)?)
         }
         ["tty", device, text] => tty::check_echo(device, text),
+        ["survive", deaths] => {
+            let deaths = deaths.parse();
+            survive::survive(deaths.context("DEATHS must be a number")?)
+        }
         ["agent", device] => agent::serve(device).map(|()| true),
         _ => bail!("{USAGE}"),
     }
