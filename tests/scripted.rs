@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rprocd::engine::{Engine, EngineError, ImageRules, NotifyId, NotifySet, Run, RunEnd};
 use rprocd::firmware::Snapshot;
 use rprocd::memory::{DeviceAddress, Ram};
-use rprocd::rproc::{Core, Firmware, FirmwareError};
+use rprocd::rproc::{Core, Firmware, FirmwareError, Policies};
 use rprocd::vdev::Listening;
 use vm_memory::Bytes;
 
@@ -112,7 +112,7 @@ fn core(script: impl FnMut(&Ram, bool) -> RunEnd + Send + 'static) -> Core {
     // An image says nothing about a driver that is not there; if it does, it is not believed.
     bytes[STATUS] = 0x0f;
     let firmware = firmware(&bytes, &mut *engine).unwrap();
-    Core::new("scripted", engine, firmware).unwrap()
+    Core::new("scripted", engine, firmware, Policies::default()).unwrap()
 }
 
 fn read_u32(ram: &Ram, da: u64) -> u32 {

@@ -150,11 +150,11 @@ pub enum Departure {
 }
 
 /// How a core is to be run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct Policies {
     /// What follows from a crash.
     pub recovery: RecoveryPolicy,
-    /// For each vdev, in the order of the resource table.
+    /// For each vdev, in the order of the resource table; where none is given the vdev is reset.
     pub departures: Vec<Departure>,
 }
 
