@@ -88,10 +88,14 @@ fn fifty_deaths(machines: &mut Machines) -> Result<()> {
     let (sent, answered) = (figure("sent ")?, figure("answered ")?);
     let vdev = &core.vdevs[0];
     let lost = vdev.to_core.lost + vdev.to_guest.lost;
+    // Each incarnation announced its channel, and each but the last had it withdrawn.
+    let delivered = vdev.to_guest.messages - 51 - 50;
     ensure!(
-        sent == answered + lost,
-        "{sent} were sent, {answered} answered, {lost} counted as lost\n{said}\n{core:?}"
+        sent == delivered + lost,
+        "{sent} were sent, {delivered} answers delivered, {lost} counted as lost\n{said}\n{core:?}"
     );
+    // Linux's character device throws away what is not read yet when its channel goes.
+    ensure!(answered <= delivered, "{said}\n{core:?}");
     Ok(())
 }
 
