@@ -1,9 +1,12 @@
 //! A core's RAM: one sealed memfd, mapped once.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, memfd_create};
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, SealFlags, SeekFrom, fallocate, fcntl_add_seals, memfd_create,
+};
 use thiserror::Error;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
@@ -45,6 +48,16 @@ pub enum MemoryError {
     Clear {
         /// Bytes to clear.
         len: u64,
+        /// What the host said.
+        source: std::io::Error,
+    },
+    /// The host did not give the memory's content.
+    #[error("cannot read {len:#x} bytes of shared memory at {da}")]
+    Read {
+        /// First byte.
+        da: DeviceAddress,
+        /// Bytes wanted.
+        len: usize,
         /// What the host said.
         source: std::io::Error,
     },
@@ -138,6 +151,45 @@ impl Ram {
         self.region.get_slice(offset, count).map_err(|_| outside())
     }
 
+    /// Copies the bytes from `da` on, without making the host back what was never touched. (A read
+    /// through the mapping would: a page of zeros for each.)
+    ///
+    /// # Errors
+    /// [`MemoryError::Outside`] unless all of them are inside the memory; [`MemoryError::Read`]
+    /// when the host does not give them.
+    pub fn read_sparse(&self, da: DeviceAddress, into: &mut [u8]) -> Result<(), MemoryError> {
+        let memory = self.slice(da, into.len() as u64)?;
+        let (Some(backing), Some(offset)) = (self.region.file_offset(), da.offset_from(self.base))
+        else {
+            memory.copy_to(into);
+            return Ok(());
+        };
+        let len = into.len();
+        backing
+            .file()
+            .read_exact_at(into, offset)
+            .map_err(|source| MemoryError::Read { da, len, source })
+    }
+
+    /// How many of the `len` bytes from `da` on were never touched, so that they are zero; 0 also
+    /// where the host does not know.
+    pub fn untouched_from(&self, da: DeviceAddress, len: u64) -> u64 {
+        let (Ok(_), Some(backing), Some(offset)) = (
+            self.slice(da, len),
+            self.region.file_offset(),
+            da.offset_from(self.base),
+        ) else {
+            return 0;
+        };
+        // It moves the file's position, which nobody uses.
+        match rustix::fs::seek(backing.file(), SeekFrom::Data(offset)) {
+            Ok(data) => data.saturating_sub(offset).min(len),
+            // Nothing but a hole from there to the end.
+            Err(rustix::io::Errno::NXIO) => len,
+            Err(_) => 0,
+        }
+    }
+
     /// Zeroes all of it and gives the pages back to the host.
     ///
     /// # Errors
@@ -162,5 +214,51 @@ impl Ram {
     /// [`Ram::len`] bytes as long as the `Ram` lives.
     pub fn as_ptr(&self) -> *mut u8 {
         self.region.as_ptr()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::Bytes;
+
+    /// Bytes of the host's that back the RAM.
+    fn backed(ram: &Ram) -> u64 {
+        let backing = ram.region.file_offset().unwrap();
+        rustix::fs::fstat(backing.file())
+            .unwrap()
+            .st_blocks
+            .cast_unsigned()
+            * 512
+    }
+
+    #[test]
+    fn reading_sparsely_backs_nothing_and_sees_what_was_written() {
+        const BASE: u64 = 0x8000_0000;
+        let ram = Ram::new("test", DeviceAddress(BASE), 64 << 20).unwrap();
+        let end = ram.len() - 3;
+        assert_eq!(ram.untouched_from(ram.base(), ram.len()), ram.len());
+        let slice = ram.slice(DeviceAddress(BASE + end), 3).unwrap();
+        slice.write_slice(b"end", 0).unwrap();
+        let before = backed(&ram);
+        let mut bytes = vec![1; 32 << 20];
+        ram.read_sparse(ram.base(), &mut bytes).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == 0));
+        assert_eq!(backed(&ram), before);
+        let mut text = [0; 3];
+        ram.read_sparse(DeviceAddress(BASE + end), &mut text)
+            .unwrap();
+        assert_eq!(&text, b"end");
+        // Page by page, not byte by byte.
+        assert_eq!(
+            ram.untouched_from(ram.base(), ram.len()),
+            ram.len() - Ram::PAGE
+        );
+        assert_eq!(ram.untouched_from(ram.base(), 5), 5);
+        assert_eq!(ram.untouched_from(DeviceAddress(BASE + end), 3), 0);
+        for outside in [BASE - 1, BASE + end + 1, u64::MAX] {
+            assert!(ram.read_sparse(DeviceAddress(outside), &mut text).is_err());
+            assert_eq!(ram.untouched_from(DeviceAddress(outside), 3), 0);
+        }
     }
 }
