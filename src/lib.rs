@@ -19,6 +19,7 @@
 //! | [`memory`] | device addresses become bytes: RAM, carveouts |
 //! | [`engine`] | what runs a firmware: the `Engine` trait, and one folder a kind |
 //! | [`rproc`] | the lifecycle of a core, and who drives it |
+//! | [`coredump`] | what is kept of a core that died: ELF core files |
 //! | [`vdev`] | one firmware vdev, one vhost-user socket: both sides' rings and the relay |
 //! | [`control`] | the operator's socket |
 //! | [`report`] | how an error becomes a sentence |
@@ -32,6 +33,7 @@
 
 pub mod config;
 pub mod control;
+pub mod coredump;
 pub mod engine;
 pub mod firmware;
 pub mod memory;

@@ -2,6 +2,7 @@
 //!
 //! | module | what is held against what |
 //! |---|---|
+//! | `coredump` | dumps of firmware that died against gdb and readelf |
 //! | `crash` | the real daemon against firmware that dies |
 //! | `engine` | the rv32 engine against riscv-tests, QEMU, and hostile firmware |
 //! | `firmware` | the public reading of images against builders of our own and real files |
@@ -17,6 +18,7 @@
     reason = "a test that unwraps an error fails, as it should"
 )]
 
+mod coredump;
 mod crash;
 mod engine;
 mod firmware;
