@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use crate::kit::{self, KIT_VARIABLE};
+use crate::tools::tool;
 use crate::{cargo, firmware, tools};
 
 /// `cargo xtask test`.
@@ -65,7 +66,14 @@ fn steps(options: &Options) -> Vec<Step<'_>> {
     steps.push(("firmware images", Box::new(|| firmware::build().map(drop))));
     steps.push((
         "tests",
-        Box::new(move || cargo::show(cargo::cargo().args(["test", "--workspace"]).args(filter))),
+        Box::new(move || {
+            // The tests of coredumps are skipped without.
+            tools::need(&[
+                tool("gdb-multiarch", "gdb-multiarch"),
+                tool("readelf", "binutils"),
+            ])?;
+            cargo::show(cargo::cargo().args(["test", "--workspace"]).args(filter))
+        }),
     ));
     if filter.is_none() {
         let words = ["test", "--features", "loom", "--lib", "drive::model"];
