@@ -435,7 +435,8 @@ mod tests {
         });
         struct Count(u64, u64);
         impl Output for Count {
-            fn write_at(&mut self, _: u64, bytes: &[u8]) -> io::Result<()> {
+            fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+                assert!(offset < PAGE || offset.is_multiple_of(PAGE), "{offset:#x}");
                 self.0 += bytes.len() as u64;
                 Ok(())
             }
