@@ -39,6 +39,31 @@ impl fmt::Display for Carveout {
     }
 }
 
+/// How much of a core's memory its firmware may have as carveouts, those that rprocd makes for it
+/// (vrings, buffers, the image itself) included.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CarveoutLimits {
+    /// Bytes, all carveouts together.
+    pub bytes: u64,
+    /// How many.
+    pub count: usize,
+}
+
+impl CarveoutLimits {
+    /// Enough for 32 vdevs with two vrings and a pool of buffers each, and 32 more.
+    pub const DEFAULT_COUNT: usize = 128;
+}
+
+impl Default for CarveoutLimits {
+    /// As many bytes as there are.
+    fn default() -> Self {
+        Self {
+            bytes: u64::MAX,
+            count: Self::DEFAULT_COUNT,
+        }
+    }
+}
+
 /// Why a carveout, or an access to one, is refused.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -73,6 +98,32 @@ pub enum CarveoutError {
         align: u64,
         /// Bytes in the largest hole, alignment considered.
         largest: u64,
+    },
+    /// The carveouts would have more bytes than the core's quota.
+    #[error(
+        "carveout \"{name}\" has {len:#x} bytes and those before it have {used:#x}, together at \
+         most {quota:#x} are allowed; raise carveout-quota-mib or ask for less"
+    )]
+    Quota {
+        /// The carveout's name.
+        name: String,
+        /// Its bytes.
+        len: u64,
+        /// Bytes of the carveouts there are.
+        used: u64,
+        /// Bytes allowed.
+        quota: u64,
+    },
+    /// There are as many carveouts as the core may have.
+    #[error(
+        "carveout \"{name}\" would be number {}, at most {count} are allowed; raise \
+         carveout-count or ask for fewer", *count + 1
+    )]
+    Count {
+        /// The carveout's name.
+        name: String,
+        /// Carveouts allowed.
+        count: usize,
     },
     /// A carveout of that name exists and is too small for what is to be put in it.
     #[error(
@@ -116,14 +167,16 @@ pub enum CarveoutError {
 #[derive(Clone, Debug)]
 pub struct CarveoutMap {
     ram: Arc<Ram>,
+    limits: CarveoutLimits,
     list: Vec<Carveout>,
 }
 
 impl CarveoutMap {
-    /// A map of `ram` with nothing in it.
-    pub fn new(ram: Arc<Ram>) -> Self {
+    /// A map of `ram` with nothing in it, that takes carveouts within `limits`.
+    pub fn new(ram: Arc<Ram>, limits: CarveoutLimits) -> Self {
         Self {
             ram,
+            limits,
             list: Vec::new(),
         }
     }
@@ -143,10 +196,31 @@ impl CarveoutMap {
         self.list.iter().find(|carveout| carveout.name == name)
     }
 
+    fn within_limits(&self, name: &str, len: u64) -> Result<(), CarveoutError> {
+        let CarveoutLimits { bytes, count } = self.limits;
+        if self.list.len() >= count {
+            return Err(CarveoutError::Count {
+                name: name.to_owned(),
+                count,
+            });
+        }
+        let used = self.list.iter().map(|carveout| carveout.len).sum::<u64>();
+        if used.saturating_add(len) > bytes {
+            return Err(CarveoutError::Quota {
+                name: name.to_owned(),
+                len,
+                used,
+                quota: bytes,
+            });
+        }
+        Ok(())
+    }
+
     /// Makes a carveout at a given address.
     ///
     /// # Errors
-    /// [`CarveoutError::Outside`] or [`CarveoutError::Overlap`]; the map is then as before.
+    /// [`CarveoutError::Outside`], [`CarveoutError::Overlap`], [`CarveoutError::Quota`] or
+    /// [`CarveoutError::Count`]; the map is then as before.
     pub fn add_fixed(
         &mut self,
         name: &str,
@@ -174,6 +248,7 @@ impl CarveoutMap {
                 other: other.clone(),
             });
         }
+        self.within_limits(name, len)?;
         self.list.push(wanted.clone());
         Ok(wanted)
     }
@@ -181,13 +256,15 @@ impl CarveoutMap {
     /// Makes a carveout in the first hole that takes it. `align` is a power of two, in bytes.
     ///
     /// # Errors
-    /// [`CarveoutError::NoRoom`]; the map is then as before.
+    /// [`CarveoutError::NoRoom`], [`CarveoutError::Quota`] or [`CarveoutError::Count`]; the map is
+    /// then as before.
     pub fn add_anywhere(
         &mut self,
         name: &str,
         len: u64,
         align: u64,
     ) -> Result<Carveout, CarveoutError> {
+        self.within_limits(name, len)?;
         let mut taken: Vec<(u64, u64)> = self
             .list
             .iter()
@@ -252,7 +329,12 @@ mod tests {
     const BASE: u64 = 0x8000_0000;
 
     fn map() -> CarveoutMap {
-        CarveoutMap::new(Ram::new("test", DeviceAddress(BASE), 0x10_0000).unwrap())
+        limited(CarveoutLimits::default())
+    }
+
+    fn limited(limits: CarveoutLimits) -> CarveoutMap {
+        let ram = Ram::new("test", DeviceAddress(BASE), 0x10_0000).unwrap();
+        CarveoutMap::new(ram, limits)
     }
 
     #[test]
@@ -311,6 +393,43 @@ mod tests {
             assert!(matches!(error, CarveoutError::Outside { .. }), "{error}");
         }
         assert_eq!(map.iter().count(), 0);
+    }
+
+    #[test]
+    fn carveouts_are_limited_in_bytes_all_together() {
+        let mut map = limited(CarveoutLimits {
+            bytes: 0x3000,
+            ..CarveoutLimits::default()
+        });
+        map.add_fixed("a", DeviceAddress(BASE), 0x1000).unwrap();
+        map.add_anywhere("b", 0x1000, 0x1000).unwrap();
+        for refused in [
+            map.add_anywhere("c", 0x1001, 1),
+            map.add_fixed("c", DeviceAddress(BASE + 0x8000), 0x1001),
+        ] {
+            assert_eq!(
+                refused.unwrap_err().to_string(),
+                "carveout \"c\" has 0x1001 bytes and those before it have 0x2000, together at \
+                 most 0x3000 are allowed; raise carveout-quota-mib or ask for less"
+            );
+        }
+        map.add_anywhere("c", 0x1000, 0x1000).unwrap();
+    }
+
+    #[test]
+    fn carveouts_are_limited_in_number() {
+        let mut map = limited(CarveoutLimits {
+            count: 2,
+            ..CarveoutLimits::default()
+        });
+        map.add_fixed("a", DeviceAddress(BASE), 1).unwrap();
+        map.add_anywhere("b", 1, 1).unwrap();
+        assert_eq!(
+            map.add_anywhere("c", 1, 1).unwrap_err().to_string(),
+            "carveout \"c\" would be number 3, at most 2 are allowed; raise carveout-count or ask \
+             for fewer"
+        );
+        assert_eq!(map.iter().count(), 2);
     }
 
     #[test]

@@ -6,8 +6,10 @@
 
 mod address;
 mod carveout;
+mod map;
 mod ram;
 
 pub use address::DeviceAddress;
-pub use carveout::{Carveout, CarveoutError, CarveoutMap};
-pub use ram::{MemoryError, Ram};
+pub use carveout::{Carveout, CarveoutError, CarveoutLimits, CarveoutMap};
+pub use map::{MemoryMap, wrap};
+pub use ram::{HUGE_PAGE, MemoryError, Pages, Ram};

@@ -8,7 +8,7 @@ use rustix::fs::{
     FallocateFlags, MemfdFlags, SealFlags, SeekFrom, fallocate, fcntl_add_seals, memfd_create,
 };
 use thiserror::Error;
-use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
+use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
 use super::DeviceAddress;
 
@@ -30,6 +30,27 @@ pub enum MemoryError {
     /// The host did not give the memory.
     #[error("cannot create {len:#x} bytes of shared memory (memfd)")]
     Create {
+        /// Bytes asked for.
+        len: u64,
+        /// What the host said.
+        source: std::io::Error,
+    },
+    /// Huge pages, and the size is no whole number of them.
+    #[error(
+        "memory of {len:#x} bytes in huge pages is refused: the size must be a multiple of \
+         {HUGE_PAGE:#x}, a huge page"
+    )]
+    HugeShape {
+        /// Bytes asked for.
+        len: u64,
+    },
+    /// The host has not enough huge pages. Ordinary ones are not taken in their place: who asks
+    /// for huge pages counts on them.
+    #[error(
+        "cannot get {len:#x} bytes of memory in huge pages ({} of 2 MiB); reserve more \
+         (sysctl vm.nr_hugepages) or take huge-pages out of the configuration", *len / HUGE_PAGE
+    )]
+    Huge {
         /// Bytes asked for.
         len: u64,
         /// What the host said.
@@ -75,6 +96,20 @@ pub enum MemoryError {
     },
 }
 
+/// A huge page: 2 MiB, the size that every host of ours has.
+pub const HUGE_PAGE: u64 = 2 << 20;
+
+/// What kind of pages a core's RAM is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Pages {
+    /// Ordinary ones, given when first touched.
+    #[default]
+    Normal,
+    /// Huge ones ([`HUGE_PAGE`]), all taken when the RAM is created and kept while it lives: a
+    /// page that is not there when it is touched would be a SIGBUS.
+    Huge,
+}
+
 /// The RAM of a core: a span of device addresses backed by a memfd of ours.
 ///
 /// The memfd is sealed against growing and shrinking, so no access inside the span can fault.
@@ -84,6 +119,7 @@ pub enum MemoryError {
 pub struct Ram {
     base: DeviceAddress,
     region: MmapRegion,
+    pages: Pages,
 }
 
 impl Ram {
@@ -96,25 +132,56 @@ impl Ram {
     /// [`MemoryError::Shape`] for a size that is no multiple of a page or an end past 4 GiB;
     /// [`MemoryError::Create`] and [`MemoryError::Map`] when the host refuses.
     pub fn new(name: &str, base: DeviceAddress, len: u64) -> Result<Arc<Self>, MemoryError> {
+        Self::with_pages(name, base, len, Pages::Normal)
+    }
+
+    /// As [`Ram::new`], of pages of a kind.
+    ///
+    /// # Errors
+    /// As [`Ram::new`]; for huge pages [`MemoryError::HugeShape`], and [`MemoryError::Huge`] when
+    /// the host has too few.
+    pub fn with_pages(
+        name: &str,
+        base: DeviceAddress,
+        len: u64,
+        pages: Pages,
+    ) -> Result<Arc<Self>, MemoryError> {
         let end = base
             .checked_add(len)
             .filter(|end| end.0 <= Self::END_OF_32_BITS);
         if len == 0 || !len.is_multiple_of(Self::PAGE) || end.is_none() {
             return Err(MemoryError::Shape { base, len });
         }
-        let create = |source: rustix::io::Errno| MemoryError::Create {
-            len,
-            source: source.into(),
+        if pages == Pages::Huge && !len.is_multiple_of(HUGE_PAGE) {
+            return Err(MemoryError::HugeShape { len });
+        }
+        let create = |source: rustix::io::Errno| {
+            let source = source.into();
+            match pages {
+                Pages::Normal => MemoryError::Create { len, source },
+                Pages::Huge => MemoryError::Huge { len, source },
+            }
         };
-        let fd =
-            memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).map_err(create)?;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let flags = match pages {
+            Pages::Normal => flags,
+            Pages::Huge => flags | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
+        };
+        let fd = memfd_create(name, flags).map_err(create)?;
         rustix::fs::ftruncate(&fd, len).map_err(create)?;
+        if pages == Pages::Huge {
+            fallocate(&fd, FallocateFlags::empty(), 0, len).map_err(create)?;
+        }
         fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
             .map_err(create)?;
         let size = usize::try_from(len).map_err(|_| MemoryError::Shape { base, len })?;
         let region = MmapRegion::from_file(FileOffset::new(File::from(fd), 0), size)
             .map_err(|source| MemoryError::Map { len, source })?;
-        Ok(Arc::new(Self { base, region }))
+        Ok(Arc::new(Self {
+            base,
+            region,
+            pages,
+        }))
     }
 
     /// First device address.
@@ -190,11 +257,15 @@ impl Ram {
         }
     }
 
-    /// Zeroes all of it and gives the pages back to the host.
+    /// Zeroes all of it, and gives the pages back to the host unless they are huge.
     ///
     /// # Errors
     /// [`MemoryError::Clear`] when the host refuses; the content is then unspecified.
     pub fn clear(&self) -> Result<(), MemoryError> {
+        if self.pages == Pages::Huge {
+            self.fill_with_zeroes();
+            return Ok(());
+        }
         let Some(backing) = self.region.file_offset() else {
             return Ok(());
         };
@@ -210,6 +281,15 @@ impl Ram {
         })
     }
 
+    fn fill_with_zeroes(&self) {
+        const CHUNK: [u8; 4096] = [0; 4096];
+        let memory = self.region.as_volatile_slice();
+        for offset in (0..memory.len()).step_by(CHUNK.len()) {
+            // The length is a multiple of the chunk's.
+            let _ = memory.write_slice(&CHUNK, offset);
+        }
+    }
+
     /// Where the memory starts in this process, for an engine that executes from it. Valid for
     /// [`Ram::len`] bytes as long as the `Ram` lives.
     pub fn as_ptr(&self) -> *mut u8 {
@@ -220,7 +300,8 @@ impl Ram {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::Bytes;
+
+    const BASE: DeviceAddress = DeviceAddress(0x8000_0000);
 
     /// Bytes of the host's that back the RAM.
     fn backed(ram: &Ram) -> u64 {
@@ -234,11 +315,10 @@ mod tests {
 
     #[test]
     fn reading_sparsely_backs_nothing_and_sees_what_was_written() {
-        const BASE: u64 = 0x8000_0000;
-        let ram = Ram::new("test", DeviceAddress(BASE), 64 << 20).unwrap();
+        let ram = Ram::new("test", BASE, 64 << 20).unwrap();
         let end = ram.len() - 3;
         assert_eq!(ram.untouched_from(ram.base(), ram.len()), ram.len());
-        let slice = ram.slice(DeviceAddress(BASE + end), 3).unwrap();
+        let slice = ram.slice(DeviceAddress(BASE.0 + end), 3).unwrap();
         slice.write_slice(b"end", 0).unwrap();
         let before = backed(&ram);
         let mut bytes = vec![1; 32 << 20];
@@ -246,7 +326,7 @@ mod tests {
         assert!(bytes.iter().all(|byte| *byte == 0));
         assert_eq!(backed(&ram), before);
         let mut text = [0; 3];
-        ram.read_sparse(DeviceAddress(BASE + end), &mut text)
+        ram.read_sparse(DeviceAddress(BASE.0 + end), &mut text)
             .unwrap();
         assert_eq!(&text, b"end");
         // Page by page, not byte by byte.
@@ -255,10 +335,52 @@ mod tests {
             ram.len() - Ram::PAGE
         );
         assert_eq!(ram.untouched_from(ram.base(), 5), 5);
-        assert_eq!(ram.untouched_from(DeviceAddress(BASE + end), 3), 0);
-        for outside in [BASE - 1, BASE + end + 1, u64::MAX] {
+        assert_eq!(ram.untouched_from(DeviceAddress(BASE.0 + end), 3), 0);
+        for outside in [BASE.0 - 1, BASE.0 + end + 1, u64::MAX] {
             assert!(ram.read_sparse(DeviceAddress(outside), &mut text).is_err());
             assert_eq!(ram.untouched_from(DeviceAddress(outside), 3), 0);
         }
+    }
+
+    #[test]
+    fn huge_pages_come_whole() {
+        let error = Ram::with_pages("test", BASE, HUGE_PAGE + 4096, Pages::Huge).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "memory of 0x201000 bytes in huge pages is refused: the size must be a multiple of \
+             0x200000, a huge page"
+        );
+    }
+
+    #[test]
+    fn huge_pages_are_given_or_refused_and_never_replaced_by_others() {
+        let error = match Ram::with_pages("test", BASE, HUGE_PAGE, Pages::Huge) {
+            Ok(ram) => {
+                let slice = ram.slice(BASE, HUGE_PAGE).unwrap();
+                slice.write_obj(7u8, 4097).unwrap();
+                ram.clear().unwrap();
+                assert_eq!(slice.read_obj::<u8>(4097).unwrap(), 0);
+                // More than any host has.
+                Ram::with_pages("test", BASE, 1 << 31, Pages::Huge).err()
+            }
+            Err(error) => Some(error),
+        };
+        if let Some(error) = error {
+            let shown = error.to_string();
+            assert!(shown.contains("bytes of memory in huge pages"), "{shown}");
+            assert!(shown.contains("vm.nr_hugepages"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn cleared_memory_is_zero() {
+        let ram = Ram::new("test", BASE, 8192).unwrap();
+        let slice = ram.slice(BASE, 8192).unwrap();
+        slice.write_obj(7u8, 5000).unwrap();
+        ram.clear().unwrap();
+        assert_eq!(slice.read_obj::<u8>(5000).unwrap(), 0);
+        slice.write_obj(7u8, 5000).unwrap();
+        ram.fill_with_zeroes();
+        assert_eq!(slice.read_obj::<u8>(5000).unwrap(), 0);
     }
 }

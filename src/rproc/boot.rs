@@ -15,7 +15,7 @@ use vm_memory::{Bytes, VolatileSlice};
 use super::table::LiveTable;
 use crate::engine::{Engine, EngineError, NotifyId};
 use crate::firmware::{EntryId, Image, Segment, VdevEntry};
-use crate::memory::{CarveoutError, CarveoutMap, DeviceAddress, MemoryError};
+use crate::memory::{CarveoutError, CarveoutLimits, CarveoutMap, DeviceAddress, MemoryError};
 use crate::vdev::{BUFFER_LEN, DriverRing, QUEUES, VIRTIO_ID_RPMSG, VringShape};
 
 /// Carveouts that we place ourselves begin on pages.
@@ -234,7 +234,7 @@ impl BootPlan {
     ) -> Result<Self, BootError> {
         let vdevs = check_vdevs(image, configured)?;
         let section = image.table.as_ref().ok_or(BootError::NoTable)?;
-        let mut map = CarveoutMap::new(engine.ram().clone());
+        let mut map = CarveoutMap::new(engine.ram().clone(), CarveoutLimits::default());
         let mut table = LiveTable::new(map.ram().clone(), section.table.bytes());
 
         // Those with an address first: what is placed by us must fit around them.
