@@ -14,12 +14,25 @@
 //! name = "echo"                  # 1 to 31 of a-z, 0-9, '-' and '_'; unique
 //! engine = "rv32"                # the only kind
 //! memory-mib = 4                 # 1 to 1024; this is the default
+//! huge-pages = false             # this is the default; true: memory-mib is even, and the host
+//!                                # must have so many huge pages of 2 MiB reserved
+//! carveout-quota-mib = 4         # how much of it carveouts may take; the default is all of it
+//! carveout-count = 128           # how many there may be, vrings and buffers included; 1 to 4096,
+//!                                # this is the default
+//! vendor-resources = "ignore"    # this is the default: entries of the resource table's vendor
+//!                                # range (128 to 512) that the engine does not know; or "refuse"
 //! firmware = "echo.elf"          # a file in firmware-directory
 //! auto-boot = true               # this is the default
 //!
 //! [[core.vdev]]                  # one for each vdev of the firmware, in the order of its table
 //! socket = "/run/rprocd/echo"    # unique in the file, at most 107 bytes
 //! announce = true                # this is the default; false hides name service from the guest
+//!
+//! [[core.devmem]]                # a span of the host's devices that a devmem entry may name;
+//!                                # without one every such entry is refused
+//! pa = 0x1000_0000               # for rv32: an address of a device of its own board
+//! length = 0x100
+//! name = "uart"                  # the entry's name; the default, "", is any
 //! ```
 //!
 //! A relative path is relative to the folder that holds the file. Keys that are not listed above
@@ -37,7 +50,9 @@ use thiserror::Error;
 use toml::Spanned;
 
 use crate::firmware;
+use crate::memory::{CarveoutLimits, HUGE_PAGE, Pages};
 use crate::rproc::{Departure, RecoveryPolicy};
+use crate::rproc::{DevmemGrant, Grants, VendorRule};
 
 /// Where firmware is looked for unless the file says otherwise.
 pub const DEFAULT_FIRMWARE_DIRECTORY: &str = "/usr/lib/rprocd/firmware";
@@ -50,6 +65,8 @@ const HOLD_AFTER_MAX: u32 = 1000;
 const HOLD_WINDOW_MAX_S: u32 = 86_400;
 const MEMORY_MIB_DEFAULT: i64 = 4;
 const MEMORY_MIB_MAX: i64 = 1024;
+const CARVEOUT_COUNT_MAX: i64 = 4096;
+const END_OF_32_BITS: i64 = 1 << 32;
 /// `sun_path` of `struct sockaddr_un` has 108 bytes, the last of which is a NUL.
 const SOCKET_PATH_MAX_BYTES: usize = 107;
 
@@ -84,6 +101,8 @@ pub struct CoreConfig {
     pub auto_boot: bool,
     /// What follows from a crash: section `[core.recovery]`.
     pub recovery: RecoveryPolicy,
+    /// What its firmware is granted.
+    pub grants: Grants,
     /// One for each vdev that the firmware declares, in the order of its resource table.
     pub vdevs: Vec<VdevConfig>,
 }
@@ -95,6 +114,8 @@ pub enum EngineConfig {
     Rv32 {
         /// Bytes of RAM, a whole number of MiB from 1 MiB to 1 GiB.
         memory_bytes: u64,
+        /// What it is made of.
+        pages: Pages,
     },
 }
 
@@ -236,6 +257,11 @@ struct RawCore {
     name: Spanned<String>,
     engine: Spanned<String>,
     memory_mib: Option<Spanned<i64>>,
+    #[serde(default)]
+    huge_pages: bool,
+    carveout_quota_mib: Option<Spanned<i64>>,
+    carveout_count: Option<Spanned<i64>>,
+    vendor_resources: Option<Spanned<String>>,
     firmware: Spanned<String>,
     #[serde(default = "yes")]
     auto_boot: bool,
@@ -243,6 +269,16 @@ struct RawCore {
     recovery: RawRecovery,
     #[serde(default)]
     vdev: Vec<RawVdev>,
+    #[serde(default)]
+    devmem: Vec<RawDevmem>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct RawDevmem {
+    pa: Spanned<i64>,
+    length: Spanned<i64>,
+    name: Option<Spanned<String>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -379,6 +415,20 @@ impl Check<'_> {
             .unwrap_or(0)
             .saturating_mul(1 << 20);
 
+        if let Some(span) = raw.memory_mib.as_ref().map(Spanned::span)
+            && raw.huge_pages
+            && !memory_bytes.is_multiple_of(HUGE_PAGE)
+        {
+            self.problem(
+                span,
+                format!(
+                    "{place}: memory-mib is {memory_mib}, must be even with huge-pages: a huge \
+                     page is 2 MiB"
+                ),
+            );
+        }
+        let grants = self.grants(&place, &raw, memory_mib);
+
         if let Err(reason) = firmware::check_name(raw.firmware.as_ref()) {
             self.problem(
                 raw.firmware.span(),
@@ -413,10 +463,18 @@ impl Check<'_> {
 
         CoreConfig {
             name: raw.name.into_inner(),
-            engine: EngineConfig::Rv32 { memory_bytes },
+            engine: EngineConfig::Rv32 {
+                memory_bytes,
+                pages: if raw.huge_pages {
+                    Pages::Huge
+                } else {
+                    Pages::Normal
+                },
+            },
             firmware: raw.firmware.into_inner(),
             auto_boot: raw.auto_boot,
             recovery,
+            grants,
             vdevs,
         }
     }
@@ -456,6 +514,103 @@ impl Check<'_> {
                 .map_or(default.hold_window, |value| {
                     Duration::from_secs(value.into())
                 }),
+        }
+    }
+
+    fn grants(&mut self, place: &str, raw: &RawCore, memory_mib: i64) -> Grants {
+        let quota = raw.carveout_quota_mib.as_ref();
+        let quota = self.number(place, "carveout-quota-mib", quota, memory_mib, memory_mib);
+        let count = raw.carveout_count.as_ref();
+        let default = i64::try_from(CarveoutLimits::DEFAULT_COUNT).unwrap_or(CARVEOUT_COUNT_MAX);
+        let count = self.number(place, "carveout-count", count, default, CARVEOUT_COUNT_MAX);
+        let vendor = match raw.vendor_resources.as_ref() {
+            None => VendorRule::default(),
+            Some(value) => match value.as_ref().as_str() {
+                "ignore" => VendorRule::Ignore,
+                "refuse" => VendorRule::Refuse,
+                other => {
+                    self.problem(
+                        value.span(),
+                        format!(
+                            "{place}: vendor-resources is {other:?}, must be \"ignore\" or \
+                             \"refuse\""
+                        ),
+                    );
+                    VendorRule::default()
+                }
+            },
+        };
+        let devmem = raw
+            .devmem
+            .iter()
+            .enumerate()
+            .map(|(index, raw)| self.devmem(&format!("{place}, devmem {index}"), raw))
+            .collect();
+        Grants {
+            carveouts: CarveoutLimits {
+                bytes: quota.saturating_mul(1 << 20),
+                count: usize::try_from(count).unwrap_or(0),
+            },
+            devmem,
+            vendor,
+        }
+    }
+
+    /// A number from 1 to `max`.
+    fn number(
+        &mut self,
+        place: &str,
+        key: &str,
+        raw: Option<&Spanned<i64>>,
+        default: i64,
+        max: i64,
+    ) -> u64 {
+        let value = raw.map_or(default, |raw| *raw.as_ref());
+        if let Some(raw) = raw
+            && !(1..=max).contains(&value)
+        {
+            let what = format!("{place}: {key} is {value}, must be 1 to {max}");
+            self.problem(raw.span(), what);
+        }
+        // A value that does not fit has been refused above.
+        u64::try_from(value).unwrap_or(0)
+    }
+
+    fn devmem(&mut self, place: &str, raw: &RawDevmem) -> DevmemGrant {
+        let (pa, length) = (*raw.pa.as_ref(), *raw.length.as_ref());
+        if !(0..END_OF_32_BITS).contains(&pa) {
+            self.problem(
+                raw.pa.span(),
+                format!("{place}: pa is {pa}, must be 0 to 0xffffffff, as in a resource table"),
+            );
+        } else if length < 1 || length > END_OF_32_BITS - pa {
+            self.problem(
+                raw.length.span(),
+                format!(
+                    "{place}: length is {length}, must be at least 1 and end at most at \
+                     0x100000000"
+                ),
+            );
+        }
+        if let Some(name) = &raw.name
+            && name.as_ref().len() > NAME_MAX_BYTES
+        {
+            self.problem(
+                name.span(),
+                format!(
+                    "{place}: name is {:?}, must be at most {NAME_MAX_BYTES} bytes, as in a \
+                     resource table",
+                    name.as_ref()
+                ),
+            );
+        }
+        DevmemGrant {
+            pa: u64::try_from(pa).unwrap_or(0),
+            length: u64::try_from(length).unwrap_or(0),
+            name: raw
+                .name
+                .as_ref()
+                .map_or_else(String::new, |n| n.as_ref().clone()),
         }
     }
 
@@ -545,11 +700,20 @@ mod tests {
                 cores: vec![CoreConfig {
                     name: "echo".into(),
                     engine: EngineConfig::Rv32 {
-                        memory_bytes: 4 << 20
+                        memory_bytes: 4 << 20,
+                        pages: Pages::Normal,
                     },
                     firmware: "echo.elf".into(),
                     auto_boot: true,
                     recovery: RecoveryPolicy::default(),
+                    grants: Grants {
+                        carveouts: CarveoutLimits {
+                            bytes: 4 << 20,
+                            count: 128
+                        },
+                        devmem: vec![],
+                        vendor: VendorRule::Ignore,
+                    },
                     vdevs: vec![],
                 }],
             }
@@ -590,6 +754,10 @@ mod tests {
             name = "dsp_0-b"
             engine = "rv32"
             memory-mib = 1024
+            huge-pages = true
+            carveout-quota-mib = 1000
+            carveout-count = 7
+            vendor-resources = "refuse"
             firmware = "dsp.elf"
             auto-boot = false
             [core.recovery]
@@ -599,6 +767,13 @@ mod tests {
             back-off-limit-ms = 3
             hold-after = 4
             hold-window-s = 5
+            [[core.devmem]]
+            pa = 0x1000_0000
+            length = 0x100
+            name = "uart"
+            [[core.devmem]]
+            pa = 0xffff_f000
+            length = 0x1000
             [[core.vdev]]
             socket = "/run/a"
             announce = false
@@ -622,7 +797,8 @@ mod tests {
             CoreConfig {
                 name: "dsp_0-b".into(),
                 engine: EngineConfig::Rv32 {
-                    memory_bytes: 1 << 30
+                    memory_bytes: 1 << 30,
+                    pages: Pages::Huge,
                 },
                 firmware: "dsp.elf".into(),
                 auto_boot: false,
@@ -633,6 +809,25 @@ mod tests {
                     back_off_limit: Duration::from_millis(3),
                     hold_after: 4,
                     hold_window: Duration::from_secs(5),
+                },
+                grants: Grants {
+                    carveouts: CarveoutLimits {
+                        bytes: 1000 << 20,
+                        count: 7
+                    },
+                    devmem: vec![
+                        DevmemGrant {
+                            pa: 0x1000_0000,
+                            length: 0x100,
+                            name: "uart".into()
+                        },
+                        DevmemGrant {
+                            pa: 0xffff_f000,
+                            length: 0x1000,
+                            name: String::new()
+                        },
+                    ],
+                    vendor: VendorRule::Refuse,
                 },
                 vdevs: vec![
                     VdevConfig {
@@ -802,6 +997,77 @@ mod tests {
                 )
             );
         }
+    }
+
+    #[test]
+    fn huge_pages_want_an_even_number_of_mib() {
+        assert_eq!(
+            refused(&format!("{MINIMAL}memory-mib = 3\nhuge-pages = true\n")),
+            "/etc/rprocd/a.toml:5:14: core 0 (name \"echo\"): memory-mib is 3, must be even with \
+             huge-pages: a huge page is 2 MiB"
+        );
+        assert!(parse(&format!("{MINIMAL}huge-pages = true\n")).is_ok());
+    }
+
+    #[test]
+    fn quotas_are_within_what_there_is() {
+        for (key, max, values) in [
+            ("carveout-quota-mib", 4, [0, -1, 5]),
+            ("carveout-count", 4096, [0, -1, 4097]),
+        ] {
+            for value in values {
+                assert_eq!(
+                    refused(&format!("{MINIMAL}{key} = {value}\n")),
+                    format!(
+                        "/etc/rprocd/a.toml:5:{}: core 0 (name \"echo\"): {key} is {value}, must \
+                         be 1 to {max}",
+                        key.len() + 4
+                    )
+                );
+            }
+            assert!(parse(&format!("{MINIMAL}{key} = {max}\n")).is_ok());
+        }
+    }
+
+    #[test]
+    fn vendor_resources_are_ignored_or_refused() {
+        assert_eq!(
+            refused(&format!("{MINIMAL}vendor-resources = \"skip\"\n")),
+            "/etc/rprocd/a.toml:5:20: core 0 (name \"echo\"): vendor-resources is \"skip\", must \
+             be \"ignore\" or \"refuse\""
+        );
+    }
+
+    #[test]
+    fn a_devmem_grant_is_a_span_of_32_bit_addresses() {
+        let with = |pa: &str, length: &str| {
+            refused(&format!(
+                "{MINIMAL}[[core.devmem]]\npa = {pa}\nlength = {length}\n"
+            ))
+        };
+        for pa in ["-1", "0x1_0000_0000"] {
+            let shown = with(pa, "1");
+            assert!(shown.contains(":6:6: core 0"), "{shown}");
+            assert!(shown.contains("must be 0 to 0xffffffff"), "{shown}");
+        }
+        for (pa, length) in [
+            ("0", "0"),
+            ("0", "-1"),
+            ("0xffff_ffff", "2"),
+            ("0", "0x1_0000_0001"),
+        ] {
+            let shown = with(pa, length);
+            assert!(shown.contains(":7:10: core 0"), "{shown}");
+            assert!(
+                shown.contains("must be at least 1 and end at most"),
+                "{shown}"
+            );
+        }
+        let long = refused(&format!(
+            "{MINIMAL}[[core.devmem]]\npa = 0\nlength = 1\nname = \"{}\"\n",
+            "a".repeat(32)
+        ));
+        assert!(long.contains("must be at most 31 bytes"), "{long}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rprocd::engine::{Engine, EngineError, ImageRules, NotifyId, NotifySet, Run, RunEnd};
 use rprocd::firmware::Snapshot;
 use rprocd::memory::{DeviceAddress, Ram};
-use rprocd::rproc::{Core, Firmware, FirmwareError, Policies};
+use rprocd::rproc::{Core, Firmware, FirmwareError, Grants, Policies};
 use rprocd::vdev::Listening;
 use vm_memory::Bytes;
 
@@ -49,10 +49,7 @@ impl Engine for Scripted {
     }
 
     fn image_rules(&self) -> ImageRules {
-        ImageRules {
-            machine: 243,
-            machine_name: "RISC-V",
-        }
+        ImageRules::RV32
     }
 
     fn ram(&self) -> &Arc<Ram> {
@@ -103,7 +100,12 @@ fn firmware(table: &[u8], engine: &mut dyn Engine) -> Result<Firmware, FirmwareE
         .load(0x8000_0000, &[0x13; 16], 16)
         .table(0x8000_1000, table)
         .build();
-    Firmware::new(Snapshot::from_bytes("script.elf", image), engine, 1)
+    Firmware::new(
+        Snapshot::from_bytes("script.elf", image),
+        engine,
+        1,
+        Grants::default(),
+    )
 }
 
 fn core(script: impl FnMut(&Ram, bool) -> RunEnd + Send + 'static) -> Core {

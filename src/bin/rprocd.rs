@@ -129,12 +129,20 @@ fn prepare(
     config: &Config,
     core: &CoreConfig,
 ) -> Result<(Box<dyn Engine>, Firmware), Box<dyn Error>> {
-    let EngineConfig::Rv32 { memory_bytes } = core.engine;
+    let EngineConfig::Rv32 {
+        memory_bytes,
+        pages,
+    } = core.engine;
     let base = DeviceAddress(u64::from(board::ram::BASE));
-    let ram = Ram::new(&format!("rprocd-{}", core.name), base, memory_bytes)?;
+    let ram = Ram::with_pages(&format!("rprocd-{}", core.name), base, memory_bytes, pages)?;
     let mut engine: Box<dyn Engine> = Box::new(Rv32::new(ram)?);
     let snapshot = Snapshot::read(&config.firmware_directory, &core.firmware)?;
-    let firmware = Firmware::new(snapshot, &mut *engine, core.vdevs.len())?;
+    let firmware = Firmware::new(
+        snapshot,
+        &mut *engine,
+        core.vdevs.len(),
+        core.grants.clone(),
+    )?;
     Ok((engine, firmware))
 }
 

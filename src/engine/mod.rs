@@ -49,13 +49,72 @@ impl NotifySet {
     }
 }
 
+/// The class of an ELF file: the width of its addresses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ElfClass {
+    /// `ELFCLASS32`.
+    Elf32,
+    /// `ELFCLASS64`.
+    Elf64,
+}
+
+impl fmt::Display for ElfClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Elf32 => "ELF32",
+            Self::Elf64 => "ELF64",
+        })
+    }
+}
+
+/// Must an image have a resource table? Linux's own loader insists; most of its drivers do not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TableRule {
+    /// An image without one, or with an empty one, is refused.
+    Required,
+    /// Such an image is taken. It has no vdev, and its memory is what its segments need.
+    Optional,
+}
+
 /// Which ELF images an engine takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ImageRules {
-    /// `e_machine`; 243 is RISC-V.
-    pub machine: u16,
-    /// The machine's name, for messages.
-    pub machine_name: &'static str,
+    /// `e_machine` and its name, for messages; `None` takes every machine.
+    pub machine: Option<(u16, &'static str)>,
+    /// `None` takes both. RV32 and RV64 have one `e_machine`: only the class tells them apart.
+    pub class: Option<ElfClass>,
+    /// Must there be a resource table?
+    pub table: TableRule,
+    /// Where the core begins whatever `e_entry` says: a reset vector that is no choice of the
+    /// image's. Linux's `get_boot_addr`.
+    pub boot: Option<DeviceAddress>,
+}
+
+impl ImageRules {
+    /// RISC-V of 32 bits, with or without a table.
+    pub const RV32: Self = Self {
+        machine: Some((243, "RISC-V")),
+        class: Some(ElfClass::Elf32),
+        table: TableRule::Optional,
+        boot: None,
+    };
+
+    /// Every machine, both classes, with or without a table: for looking at an image.
+    pub const ANY: Self = Self {
+        machine: None,
+        class: None,
+        table: TableRule::Optional,
+        boot: None,
+    };
+}
+
+/// What an engine did with a resource table entry of a vendor's own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum VendorEntry {
+    /// It knows the type and has done what the entry asks for.
+    Handled,
+    /// It does not know the type.
+    Unknown,
 }
 
 /// How a core died. Linux's `enum rproc_crash_type`, same names.
@@ -143,6 +202,25 @@ pub trait Engine: Send {
             "engine {} has no devices of the host to map at {da} (pa {pa:#x}, {len:#x} bytes)",
             self.kind()
         )))
+    }
+
+    /// Takes an entry of the vendor range (types 128 to 512) of the resource table, or not. What
+    /// `payload` means is between the firmware and the engine. Linux's `handle_rsc`.
+    ///
+    /// # Errors
+    /// The engine knows the type and cannot do what is asked; the boot is then refused.
+    fn handle_rsc(&mut self, kind: u32, payload: &[u8]) -> Result<VendorEntry, EngineError> {
+        let _ = (kind, payload);
+        Ok(VendorEntry::Unknown)
+    }
+
+    /// Could the core begin at `boot`? Asked before anything is loaded.
+    ///
+    /// # Errors
+    /// The reason why not. The default takes every address.
+    fn check_boot(&self, boot: DeviceAddress) -> Result<(), EngineError> {
+        let _ = boot;
+        Ok(())
     }
 
     /// Starts the loaded image at `boot`, as incarnation `incarnation`. All state of an earlier

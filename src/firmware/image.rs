@@ -1,11 +1,12 @@
 //! The ELF image: which bytes go where, where the core begins, and where its resource table is.
 //!
-//! Wire format: the System V ABI's ELF (`elf.h`). goblin reads the headers; every judgement is
-//! made here. ELF32 little-endian is what is accepted. The headers are read in goblin's wide form,
-//! so ELF64 is one more class in [`Image::parse`] and no change after it.
+//! Wire format: the System V ABI's ELF (`elf.h`), little-endian, both classes. goblin reads the
+//! headers, always into their wide form; every judgement is made here.
 //!
 //! As in Linux's loader a segment goes to its `p_paddr`, the live resource table is at its
-//! section's `sh_addr`, and the core begins at `e_entry`.
+//! section's `sh_addr`, and the core begins at `e_entry`. The three need not agree: firmware that
+//! is copied or mapped to where it runs has `p_vaddr` other than `p_paddr`, and then `e_entry` and
+//! `sh_addr` are what the linker knows, virtual addresses. Nothing is translated here.
 
 use std::fmt;
 use std::ops::Range;
@@ -14,7 +15,7 @@ use goblin::container::{Container, Ctx, Endian};
 use goblin::elf::Elf;
 use goblin::elf::header::{
     EI_CLASS, EI_DATA, EI_VERSION, ELFCLASS32, ELFCLASS64, ELFDATA2LSB, ELFMAG, ET_EXEC,
-    EV_CURRENT, Header, et_to_str,
+    EV_CURRENT, Header, et_to_str, machine_to_str,
 };
 use goblin::elf::program_header::{PT_LOAD, ProgramHeader};
 use goblin::elf::section_header::{
@@ -23,7 +24,7 @@ use goblin::elf::section_header::{
 use thiserror::Error;
 
 use super::resource_table::{ResourceTable, TableError};
-use crate::engine::ImageRules;
+use crate::engine::{ElfClass, ImageRules, TableRule};
 use crate::memory::DeviceAddress;
 
 /// The name of the section that holds the resource table, with its end.
@@ -31,18 +32,32 @@ const TABLE_SECTION: &[u8] = b".resource_table\0";
 /// `PN_XNUM`: the number of program headers does not fit its field.
 const PN_XNUM: u16 = 0xffff;
 const END_OF_32_BITS: u64 = 1 << 32;
-/// Sizes of the three headers in an ELF32 file.
-const ELF32_SIZES: Sizes = Sizes {
+
+/// A class, and what it means for reading.
+struct Layout {
+    class: ElfClass,
+    container: Container,
+    /// Bytes of the three headers.
+    header: u16,
+    program: u16,
+    section: u16,
+}
+
+const ELF32: Layout = Layout {
+    class: ElfClass::Elf32,
+    container: Container::Little,
     header: 52,
     program: 32,
     section: 40,
 };
 
-struct Sizes {
-    header: u16,
-    program: u16,
-    section: u16,
-}
+const ELF64: Layout = Layout {
+    class: ElfClass::Elf64,
+    container: Container::Big,
+    header: 64,
+    program: 56,
+    section: 64,
+};
 
 /// Why an image is refused. Nothing of a refused image is loaded.
 #[derive(Debug, Error)]
@@ -62,11 +77,16 @@ pub enum ImageError {
         /// The first four bytes.
         magic: [u8; 4],
     },
-    /// It is ELF64.
-    #[error("image is ELF64, which is not supported yet, must be ELF32")]
-    Class64,
+    /// It is of the class that the core does not take.
+    #[error("image is {class}, must be {needs} for this core")]
+    OtherClass {
+        /// The image's.
+        class: ElfClass,
+        /// The core's.
+        needs: ElfClass,
+    },
     /// `EI_CLASS` is neither.
-    #[error("image: EI_CLASS is {class}, must be {ELFCLASS32} (ELF32)")]
+    #[error("image: EI_CLASS is {class}, must be {ELFCLASS32} (ELF32) or {ELFCLASS64} (ELF64)")]
     Class {
         /// The class.
         class: u8,
@@ -100,12 +120,16 @@ pub enum ImageError {
         kind: u16,
     },
     /// It is for another machine.
-    #[error("image: e_machine is {machine}, must be {} ({})", rules.machine, rules.machine_name)]
+    #[error(
+        "image: e_machine is {machine} ({}), must be {needs} ({name})", machine_to_str(*machine)
+    )]
     Machine {
         /// The machine.
         machine: u16,
         /// What the engine takes.
-        rules: ImageRules,
+        needs: u16,
+        /// What that is called.
+        name: &'static str,
     },
     /// A header has a size other than the class gives it.
     #[error("image: {field} is {size}, must be {needs}")]
@@ -265,7 +289,7 @@ pub enum ImageError {
     #[error("image has no PT_LOAD segment with bytes in memory, must have at least one")]
     NoSegments,
     /// The core would begin where nothing was loaded.
-    #[error("image: e_entry is {entry}, must be inside a loaded segment (by p_paddr)")]
+    #[error("image: e_entry is {entry}, must be inside a loaded segment (by p_vaddr or p_paddr)")]
     EntryOutside {
         /// Where it would begin.
         entry: DeviceAddress,
@@ -284,15 +308,19 @@ pub enum ImageError {
         /// The section.
         section: usize,
     },
-    /// The live table would not lie on a multiple of 4.
+    /// There is no resource table.
     #[error(
-        "image, section {section} (.resource_table): sh_addr is {addr:#x}, must be a multiple of 4"
+        "image has no section .resource_table, which this core requires; \
+         it says what memory and devices the firmware wants"
     )]
-    TableMisaligned {
+    NoTable,
+    /// There is a resource table of no bytes.
+    #[error(
+        "image, section {section} (.resource_table): it has 0 bytes, and this core requires a table"
+    )]
+    TableEmpty {
         /// The section.
         section: usize,
-        /// Where the live table would be.
-        addr: u64,
     },
     /// The live table would go past 4 GiB.
     #[error(
@@ -324,6 +352,8 @@ pub struct Segment {
     pub index: usize,
     /// Where it goes: `p_paddr`.
     pub da: DeviceAddress,
+    /// Where the linker put it: `p_vaddr`. Nothing is loaded by it.
+    pub va: u64,
     /// Its bytes in the file, inside the bytes that were parsed; at most `memsz`.
     pub file: Range<usize>,
     /// Bytes in memory, never 0; what the file does not give is zero. Ends within 4 GiB.
@@ -337,6 +367,18 @@ impl Segment {
             .and_then(|offset| offset.checked_add(len))
             .is_some_and(|end| end <= self.memsz)
     }
+
+    /// The same by virtual address.
+    pub fn holds_virtual(&self, va: u64, len: u64) -> bool {
+        va.checked_sub(self.va)
+            .and_then(|offset| offset.checked_add(len))
+            .is_some_and(|end| end <= self.memsz)
+    }
+
+    /// First device address after it.
+    pub fn end(&self) -> DeviceAddress {
+        DeviceAddress(self.da.0 + self.memsz)
+    }
 }
 
 /// The section `.resource_table`.
@@ -346,7 +388,7 @@ pub struct TableSection {
     pub index: usize,
     /// Its bytes in the file, inside the bytes that were parsed.
     pub file: Range<usize>,
-    /// Where the live table is: `sh_addr`, a multiple of 4. Whether anything is loaded there is
+    /// Where the live table is: `sh_addr`, of any alignment. Whether anything is loaded there is
     /// another question; Linux works on its own copy if not, see [`Image::table_is_loaded`].
     pub da: DeviceAddress,
     /// Bytes. The span ends within 4 GiB.
@@ -362,10 +404,13 @@ pub struct TableSection {
 pub struct Image {
     /// What is to be loaded, in the order of the file. Never empty; none overlaps another.
     pub segments: Vec<Segment>,
-    /// Where the core begins: `e_entry`, inside one of the segments.
+    /// Where the core begins. `e_entry` is inside one of the segments, by physical or by virtual
+    /// address; what the engine says instead ([`ImageRules::boot`]) is its own business.
     pub boot: DeviceAddress,
     /// The resource table, if there is one.
     pub table: Option<TableSection>,
+    /// What is odd and no reason to refuse, a sentence each.
+    pub notices: Vec<String>,
 }
 
 impl Image {
@@ -374,23 +419,63 @@ impl Image {
     /// # Errors
     /// One [`ImageError`] for the first thing that is wrong.
     pub fn parse(bytes: &[u8], rules: &ImageRules) -> Result<Self, ImageError> {
-        let sizes = ident(bytes)?;
+        let layout = ident(bytes, rules)?;
         let header = Elf::parse_header(bytes).map_err(|source| ImageError::Unreadable {
             what: "ELF header",
             source,
         })?;
-        check_header(&header, &sizes, rules)?;
+        check_header(&header, layout, rules)?;
 
-        let segments = segments(bytes, &header, &sizes)?;
-        let boot = DeviceAddress(header.e_entry);
-        if !segments.iter().any(|segment| segment.holds(boot, 1)) {
-            return Err(ImageError::EntryOutside { entry: boot });
+        let segments = segments(bytes, &header, layout)?;
+        let entry = DeviceAddress(header.e_entry);
+        let inside =
+            |segment: &Segment| segment.holds(entry, 1) || segment.holds_virtual(entry.0, 1);
+        if rules.boot.is_none() && !segments.iter().any(inside) {
+            return Err(ImageError::EntryOutside { entry });
         }
-        Ok(Self {
+        let mut image = Self {
             segments,
-            boot,
-            table: table(bytes, &header, &sizes)?,
-        })
+            boot: rules.boot.unwrap_or(entry),
+            table: None,
+            notices: Vec::new(),
+        };
+        match table(bytes, &header, layout)? {
+            Found::Table(table) => image.table = Some(table),
+            Found::Empty { .. } | Found::Nothing if rules.table == TableRule::Optional => {}
+            Found::Empty { section } => return Err(ImageError::TableEmpty { section }),
+            Found::Nothing => return Err(ImageError::NoTable),
+        }
+        image.notice(&header, rules);
+        Ok(image)
+    }
+
+    fn notice(&mut self, header: &Header, rules: &ImageRules) {
+        let entry = DeviceAddress(header.e_entry);
+        if let Some(boot) = rules.boot
+            && boot != entry
+        {
+            self.notices.push(format!(
+                "e_entry is {entry}, and this core begins at {boot} whatever the image says"
+            ));
+        } else if !self.segments.iter().any(|segment| segment.holds(entry, 1)) {
+            self.notices.push(format!(
+                "e_entry, {entry}, is a virtual address: no segment is loaded there; the core \
+                 begins at that address as it is"
+            ));
+        }
+        let Some(table) = &self.table else { return };
+        let by_virtual = self.segments.iter().find(|segment| {
+            segment.holds_virtual(table.da.0, table.len) && !segment.holds(table.da, table.len)
+        });
+        if let Some(segment) = by_virtual
+            && !self.table_is_loaded()
+        {
+            self.notices.push(format!(
+                "the resource table's sh_addr, {}, is in segment {} by p_vaddr, which is loaded \
+                 to {}: the live copy is looked for at sh_addr, as Linux does",
+                table.da, segment.index, segment.da
+            ));
+        }
     }
 
     /// Is the live table inside what is loaded, so that the core sees it? True if there is none.
@@ -412,6 +497,7 @@ impl fmt::Display for Image {
             da,
             file,
             memsz,
+            ..
         } in &self.segments
         {
             let filesz = file.len();
@@ -431,22 +517,36 @@ impl fmt::Display for Image {
     }
 }
 
-/// Checks the identification, and gives the sizes that go with the class.
-fn ident(bytes: &[u8]) -> Result<Sizes, ImageError> {
-    let needs = usize::from(ELF32_SIZES.header);
-    let (Some(magic), Some(ident)) = (bytes.first_chunk::<4>(), bytes.get(..needs)) else {
-        return Err(ImageError::TooShort {
-            bytes: bytes.len(),
-            needs,
-        });
+/// Checks the identification, and gives what goes with the class.
+fn ident(bytes: &[u8], rules: &ImageRules) -> Result<&'static Layout, ImageError> {
+    let too_short = |layout: &Layout| ImageError::TooShort {
+        bytes: bytes.len(),
+        needs: usize::from(layout.header),
+    };
+    let (Some(magic), Some(ident)) = (
+        bytes.first_chunk::<4>(),
+        bytes.get(..usize::from(ELF32.header)),
+    ) else {
+        return Err(too_short(&ELF32));
     };
     if magic != ELFMAG {
         return Err(ImageError::NotElf { magic: *magic });
     }
-    match ident[EI_CLASS] {
-        ELFCLASS32 => {}
-        ELFCLASS64 => return Err(ImageError::Class64),
+    let layout = match ident[EI_CLASS] {
+        ELFCLASS32 => &ELF32,
+        ELFCLASS64 => &ELF64,
         class => return Err(ImageError::Class { class }),
+    };
+    if let Some(needs) = rules.class
+        && layout.class != needs
+    {
+        return Err(ImageError::OtherClass {
+            class: layout.class,
+            needs,
+        });
+    }
+    if bytes.len() < usize::from(layout.header) {
+        return Err(too_short(layout));
     }
     if ident[EI_DATA] != ELFDATA2LSB {
         return Err(ImageError::Endian {
@@ -459,10 +559,10 @@ fn ident(bytes: &[u8]) -> Result<Sizes, ImageError> {
             version: ident[EI_VERSION].into(),
         });
     }
-    Ok(ELF32_SIZES)
+    Ok(layout)
 }
 
-fn check_header(header: &Header, sizes: &Sizes, rules: &ImageRules) -> Result<(), ImageError> {
+fn check_header(header: &Header, layout: &Layout, rules: &ImageRules) -> Result<(), ImageError> {
     if header.e_version != u32::from(EV_CURRENT) {
         return Err(ImageError::Version {
             field: "e_version",
@@ -474,13 +574,16 @@ fn check_header(header: &Header, sizes: &Sizes, rules: &ImageRules) -> Result<()
             kind: header.e_type,
         });
     }
-    if header.e_machine != rules.machine {
+    if let Some((needs, name)) = rules.machine
+        && header.e_machine != needs
+    {
         return Err(ImageError::Machine {
             machine: header.e_machine,
-            rules: *rules,
+            needs,
+            name,
         });
     }
-    header_size("e_ehsize", header.e_ehsize, sizes.header)
+    header_size("e_ehsize", header.e_ehsize, layout.header)
 }
 
 fn header_size(field: &'static str, size: u16, needs: u16) -> Result<(), ImageError> {
@@ -519,11 +622,11 @@ fn span(bytes: &[u8], offset: u64, len: u64) -> Option<Range<usize>> {
     bytes.get(start..end).map(|_| start..end)
 }
 
-fn context() -> Ctx {
-    Ctx::new(Container::Little, Endian::Little)
+fn context(layout: &Layout) -> Ctx {
+    Ctx::new(layout.container, Endian::Little)
 }
 
-fn segments(bytes: &[u8], header: &Header, sizes: &Sizes) -> Result<Vec<Segment>, ImageError> {
+fn segments(bytes: &[u8], header: &Header, layout: &Layout) -> Result<Vec<Segment>, ImageError> {
     if header.e_phnum == 0 {
         return Err(ImageError::NoProgramHeaders);
     }
@@ -534,21 +637,19 @@ fn segments(bytes: &[u8], header: &Header, sizes: &Sizes) -> Result<Vec<Segment>
             limit: PN_XNUM.into(),
         });
     }
-    header_size("e_phentsize", header.e_phentsize, sizes.program)?;
+    header_size("e_phentsize", header.e_phentsize, layout.program)?;
     let start = table_start(
         bytes,
         "program headers",
         header.e_phoff,
         header.e_phnum,
-        sizes.program,
-        sizes.header,
+        layout.program,
+        layout.header,
     )?;
-    let headers =
-        ProgramHeader::parse(bytes, start, header.e_phnum.into(), context()).map_err(|source| {
-            ImageError::Unreadable {
-                what: "program headers",
-                source,
-            }
+    let headers = ProgramHeader::parse(bytes, start, header.e_phnum.into(), context(layout))
+        .map_err(|source| ImageError::Unreadable {
+            what: "program headers",
+            source,
         })?;
 
     let mut segments = Vec::new();
@@ -587,6 +688,7 @@ fn segment(
     let &ProgramHeader {
         p_offset,
         p_paddr,
+        p_vaddr,
         p_filesz,
         p_memsz,
         ..
@@ -626,16 +728,27 @@ fn segment(
     Ok(Some(Segment {
         index,
         da: DeviceAddress(p_paddr),
+        va: p_vaddr,
         file,
         memsz: p_memsz,
     }))
 }
 
+/// What became of the search for a resource table.
+enum Found {
+    Nothing,
+    /// A section with the name and no bytes.
+    Empty {
+        section: usize,
+    },
+    Table(TableSection),
+}
+
 /// Checks the sections, and finds and checks the resource table.
-fn table(bytes: &[u8], header: &Header, sizes: &Sizes) -> Result<Option<TableSection>, ImageError> {
+fn table(bytes: &[u8], header: &Header, layout: &Layout) -> Result<Found, ImageError> {
     let count = header.e_shnum;
     if count == 0 && header.e_shoff == 0 {
-        return Ok(None);
+        return Ok(Found::Nothing);
     }
     if count == 0 {
         return Err(ImageError::SectionsUncounted {
@@ -651,17 +764,17 @@ fn table(bytes: &[u8], header: &Header, sizes: &Sizes) -> Result<Option<TableSec
             });
         }
     }
-    header_size("e_shentsize", header.e_shentsize, sizes.section)?;
+    header_size("e_shentsize", header.e_shentsize, layout.section)?;
     let start = table_start(
         bytes,
         "section headers",
         header.e_shoff,
         count,
-        sizes.section,
-        sizes.header,
+        layout.section,
+        layout.header,
     )?;
     let sections =
-        SectionHeader::parse(bytes, start, count.into(), context()).map_err(|source| {
+        SectionHeader::parse(bytes, start, count.into(), context(layout)).map_err(|source| {
             ImageError::Unreadable {
                 what: "section headers",
                 source,
@@ -675,7 +788,7 @@ fn table(bytes: &[u8], header: &Header, sizes: &Sizes) -> Result<Option<TableSec
     let index = usize::from(header.e_shstrndx);
     if u32::from(header.e_shstrndx) == SHN_UNDEF {
         // Sections without names: none of them can be the table.
-        return Ok(None);
+        return Ok(Found::Nothing);
     }
     let (Some(section), Some(range)) = (sections.get(index), contents.get(index)) else {
         return Err(ImageError::NamesIndex {
@@ -720,9 +833,13 @@ fn table(bytes: &[u8], header: &Header, sizes: &Sizes) -> Result<Option<TableSec
         }
         found = Some((index, section, range));
     }
-    found
-        .map(|(index, section, file)| table_section(bytes, index, section, file.clone()))
-        .transpose()
+    match found {
+        None => Ok(Found::Nothing),
+        Some((section, header, _)) if header.sh_size == 0 => Ok(Found::Empty { section }),
+        Some((index, section, file)) => {
+            table_section(bytes, index, section, file.clone()).map(Found::Table)
+        }
+    }
 }
 
 /// The bytes of a section in the file; none if it has none.
@@ -751,12 +868,6 @@ fn table_section(
     let (addr, size) = (section.sh_addr, section.sh_size);
     if section.sh_type == SHT_NOBITS {
         return Err(ImageError::TableNoBits { section: index });
-    }
-    if !addr.is_multiple_of(4) {
-        return Err(ImageError::TableMisaligned {
-            section: index,
-            addr,
-        });
     }
     if addr
         .checked_add(size)

@@ -16,9 +16,9 @@
 //!   128..=512   vendor's own
 //! ```
 //!
-//! The reading is stricter than Linux's: entries lie on multiples of 4 and apart from each other,
-//! ring sizes are powers of two, names end with a NUL. Whatever Linux leaves undefined is refused
-//! here, before anything is loaded.
+//! The reading is stricter than Linux's: entries lie apart from each other, ring sizes are powers
+//! of two, names end with a NUL. Whatever Linux leaves undefined is refused here, before anything
+//! is loaded. Alignment is nobody's duty: every word is read and written byte by byte.
 
 use std::fmt;
 
@@ -158,14 +158,6 @@ pub enum TableError {
         first: usize,
         /// Bytes of the table.
         table: usize,
-    },
-    /// An entry does not begin on a multiple of 4.
-    #[error("resource table entry {index}: offset is {offset}, must be a multiple of 4")]
-    OffsetMisaligned {
-        /// Place in the offset array.
-        index: usize,
-        /// Its offset.
-        offset: u32,
     },
     /// An entry does not fit into the table.
     #[error("{entry} needs {needs} bytes, {has} are left in the table")]
@@ -810,9 +802,6 @@ fn offsets(bytes: &[u8]) -> Result<Vec<usize>, TableError> {
                     first,
                     table: bytes.len(),
                 });
-            }
-            if !at.is_multiple_of(4) {
-                return Err(TableError::OffsetMisaligned { index, offset });
             }
             Ok(at)
         })

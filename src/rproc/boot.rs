@@ -8,18 +8,25 @@
 //! carveouts and write back what became of them, load the segments, put the table in place, start.
 //! The difference is that nothing of the core is touched before the last check.
 
+use std::sync::Arc;
+
 use log::{info, warn};
 use thiserror::Error;
 use vm_memory::{Bytes, VolatileSlice};
 
+use super::grants::{Grants, VendorRule};
 use super::table::LiveTable;
-use crate::engine::{Engine, EngineError, NotifyId};
-use crate::firmware::{EntryId, Image, Segment, VdevEntry};
-use crate::memory::{CarveoutError, CarveoutLimits, CarveoutMap, DeviceAddress, MemoryError};
+use crate::engine::{Engine, EngineError, NotifyId, VendorEntry};
+use crate::firmware::{
+    DevmemEntry, Entry, EntryId, Image, Name, RawEntry, Segment, TraceEntry, VdevEntry,
+};
+use crate::memory::{CarveoutError, CarveoutMap, DeviceAddress, MemoryError, Ram};
 use crate::vdev::{BUFFER_LEN, DriverRing, QUEUES, VIRTIO_ID_RPMSG, VringShape};
 
 /// Carveouts that we place ourselves begin on pages.
 const PAGE: u64 = 4096;
+/// What a carveout is called that is made for an image's segments.
+pub(super) const IMAGE_CARVEOUT: &str = "image";
 
 /// Buffers begin with words, so a pool that a firmware places lies on a multiple of this.
 const BUFFER_ALIGN: u64 = 4;
@@ -28,12 +35,6 @@ const BUFFER_ALIGN: u64 = 4;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum BootError {
-    /// The image has no resource table.
-    #[error(
-        "the image has no section .resource_table, so it declares neither memory nor vdevs; \
-         add one (a carveout entry for the image's memory at least)"
-    )]
-    NoTable,
     /// A carveout, vring or buffer pool cannot be placed.
     #[error("{entry}")]
     Place {
@@ -50,6 +51,54 @@ pub enum BootError {
         /// Where it lies instead.
         source: CarveoutError,
     },
+    /// A segment is not in the core's memory.
+    #[error("{what} must lie in the core's memory")]
+    OutsideMemory {
+        /// "segment 3".
+        what: String,
+        /// Where it lies instead.
+        source: MemoryError,
+    },
+    /// The memory that the segments need cannot be carved out.
+    #[error("the memory of the image's segments cannot be carved out")]
+    PlaceImage(#[source] CarveoutError),
+    /// The configuration does not grant what a devmem entry asks for.
+    #[error(
+        "{entry} (\"{name}\") wants the host's {len:#x} bytes at pa {pa:#010x}, which the \
+         configuration does not grant; a [[core.devmem]] section with pa, length and perhaps \
+         name would"
+    )]
+    DevmemNotGranted {
+        /// The entry.
+        entry: EntryId,
+        /// Its name.
+        name: String,
+        /// First host-physical address.
+        pa: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// The engine knows a vendor entry and cannot do what it asks.
+    #[error("{entry} is refused")]
+    Vendor {
+        /// The entry.
+        entry: EntryId,
+        /// What the engine says.
+        source: EngineError,
+    },
+    /// The engine does not know a vendor entry, and the configuration insists.
+    #[error(
+        "{entry} is not known to engine {engine}; vendor-resources = \"ignore\" would pass over it"
+    )]
+    VendorUnknown {
+        /// The entry.
+        entry: EntryId,
+        /// The engine's kind.
+        engine: &'static str,
+    },
+    /// The core cannot begin where the image wants it to.
+    #[error("the core cannot begin at the boot address")]
+    Boot(#[source] EngineError),
     /// The engine does not map what a devmem entry asks for.
     #[error("{entry} is refused")]
     Devmem {
@@ -152,6 +201,18 @@ impl VdevPlan {
         &self.entry
     }
 
+    /// Each vring: where it is, its bytes, its notify id.
+    pub fn vrings(&self) -> impl Iterator<Item = (DeviceAddress, u64, NotifyId)> {
+        self.vrings
+            .iter()
+            .map(|vring| (vring.da, vring.shape.len, vring.id))
+    }
+
+    /// Where the buffers of all its vrings begin.
+    pub fn buffers(&self) -> DeviceAddress {
+        self.vrings[0].buffers
+    }
+
     /// The notify ids of its vrings.
     pub fn ids(&self) -> [NotifyId; QUEUES] {
         [self.vrings[0].id, self.vrings[1].id]
@@ -187,17 +248,33 @@ pub struct BootPlan {
     pub traces: Vec<TraceBuffer>,
     /// Where the core begins.
     pub boot: DeviceAddress,
+    /// What is odd and no reason to refuse, a sentence each.
+    pub notices: Vec<String>,
 }
 
 /// Can the kinds of vdev that an image declares be served, and are there as many as configured?
 /// What a VMM is told depends on nothing else, so this is asked before any boot.
 ///
 /// # Errors
-/// [`BootError::NoTable`], [`BootError::VdevCount`], [`BootError::DeviceId`] or
+/// [`BootError::VdevCount`], [`BootError::DeviceId`] or
 /// [`BootError::Vrings`].
 pub fn check_vdevs(image: &Image, configured: usize) -> Result<Vec<&VdevEntry>, BootError> {
-    let table = image.table.as_ref().ok_or(BootError::NoTable)?;
-    let vdevs: Vec<_> = table.table.vdevs().collect();
+    let vdevs = servable_vdevs(image)?;
+    if vdevs.len() != configured {
+        return Err(BootError::VdevCount {
+            image: vdevs.len(),
+            configured,
+        });
+    }
+    Ok(vdevs)
+}
+
+fn servable_vdevs(image: &Image) -> Result<Vec<&VdevEntry>, BootError> {
+    let vdevs: Vec<_> = image
+        .table
+        .iter()
+        .flat_map(|section| section.table.vdevs())
+        .collect();
     for vdev in &vdevs {
         let entry = vdev.id();
         if vdev.device_id != VIRTIO_ID_RPMSG {
@@ -213,17 +290,12 @@ pub fn check_vdevs(image: &Image, configured: usize) -> Result<Vec<&VdevEntry>, 
             });
         }
     }
-    if vdevs.len() != configured {
-        return Err(BootError::VdevCount {
-            image: vdevs.len(),
-            configured,
-        });
-    }
     Ok(vdevs)
 }
 
 impl BootPlan {
-    /// Plans the boot of `image` on `engine`, for a core with `configured` vdevs.
+    /// Plans the boot of `image` on `engine`, for a core with `configured` vdevs and with what
+    /// its firmware is granted.
     ///
     /// # Errors
     /// A [`BootError`] for the first thing that cannot be done.
@@ -231,91 +303,10 @@ impl BootPlan {
         image: &Image,
         engine: &mut dyn Engine,
         configured: usize,
+        grants: &Grants,
     ) -> Result<Self, BootError> {
-        let vdevs = check_vdevs(image, configured)?;
-        let section = image.table.as_ref().ok_or(BootError::NoTable)?;
-        let mut map = CarveoutMap::new(engine.ram().clone(), CarveoutLimits::default());
-        let mut table = LiveTable::new(map.ram().clone(), section.table.bytes());
-
-        // Those with an address first: what is placed by us must fit around them.
-        let (fixed, anywhere): (Vec<_>, Vec<_>) = section
-            .table
-            .carveouts()
-            .partition(|carveout| carveout.da.is_some());
-        let mut placed = Vec::new();
-        for carveout in fixed {
-            let Some(da) = carveout.da else { continue };
-            let name = carveout.name.to_string();
-            let made =
-                map.add_fixed(&name, da, carveout.len)
-                    .map_err(|source| BootError::Place {
-                        entry: carveout.id(),
-                        source,
-                    })?;
-            placed.push((carveout, made));
-        }
-        // Segments have addresses of their own, so only such a carveout can have been meant.
-        for segment in &image.segments {
-            map.slice(segment.da, segment.memsz)
-                .map_err(|source| BootError::NotInCarveout {
-                    what: format!("segment {}", segment.index),
-                    source,
-                })?;
-        }
-        for carveout in anywhere {
-            let made = map
-                .add_anywhere(&carveout.name.to_string(), carveout.len, PAGE)
-                .map_err(|source| BootError::Place {
-                    entry: carveout.id(),
-                    source,
-                })?;
-            placed.push((carveout, made));
-        }
-        for (carveout, made) in placed {
-            // There is no other address space: the physical address is the device address.
-            table.prepare_u32(carveout.da_offset(), low_32(made.da.0));
-            table.prepare_u32(carveout.pa_offset(), low_32(made.da.0));
-            table.prepare_u32(carveout.len_offset(), low_32(made.len));
-        }
-        for devmem in section.table.devmems() {
-            engine
-                .map_devmem(devmem.da, devmem.pa, devmem.len)
-                .map_err(|source| BootError::Devmem {
-                    entry: devmem.id(),
-                    source,
-                })?;
-        }
-        let mut traces = Vec::new();
-        for trace in section.table.traces() {
-            map.slice(trace.da, trace.len)
-                .map_err(|source| BootError::NotInCarveout {
-                    what: format!("the trace buffer of {}", trace.id()),
-                    source,
-                })?;
-            traces.push(TraceBuffer {
-                name: trace.name.to_string(),
-                da: trace.da,
-                len: trace.len,
-            });
-        }
-        let mut next_id = 0;
-        let vdevs = vdevs
-            .into_iter()
-            .map(|entry| plan_vdev(entry, &mut map, &mut table, &mut next_id))
-            .collect::<Result<Vec<_>, _>>()?;
-
-        let place = map
-            .slice(section.da, section.len)
-            .is_ok()
-            .then_some(section.da);
-        table.place_at(place);
-        Ok(Self {
-            carveouts: map,
-            table,
-            vdevs,
-            traces,
-            boot: image.boot,
-        })
+        check_vdevs(image, configured)?;
+        Draft::new(image, engine.ram().clone(), grants).finish(engine)
     }
 
     /// Loads the image's segments and the table, and starts the core as incarnation `number`.
@@ -356,11 +347,8 @@ impl BootPlan {
 
     /// Logs where everything lies.
     pub fn log(&self, core: &str) {
-        if !self.table.is_seen() {
-            warn!(
-                "{core}: the resource table is in no carveout: the core will not see what is \
-                 written to it (addresses of vrings, status)"
-            );
+        for notice in &self.notices {
+            warn!("{core}: {notice}");
         }
         for carveout in self.carveouts.iter() {
             info!("{core}: carveout {carveout}");
@@ -372,6 +360,259 @@ impl BootPlan {
                 vdev.entry.number, vdev.entry.device_id, to_guest.0, to_core.0
             );
         }
+    }
+}
+
+/// A plan in the making. What has been placed so far can be looked at when the rest is refused.
+pub(super) struct Draft<'a> {
+    image: &'a Image,
+    grants: &'a Grants,
+    /// The carveouts so far.
+    pub(super) map: CarveoutMap,
+    notices: Vec<String>,
+}
+
+impl<'a> Draft<'a> {
+    pub(super) fn new(image: &'a Image, ram: Arc<Ram>, grants: &'a Grants) -> Self {
+        Self {
+            image,
+            grants,
+            map: CarveoutMap::new(ram, grants.carveouts),
+            notices: image.notices.clone(),
+        }
+    }
+
+    /// Plans all of it, whatever number of vdevs is configured.
+    pub(super) fn finish(&mut self, engine: &mut dyn Engine) -> Result<BootPlan, BootError> {
+        let vdevs = servable_vdevs(self.image)?;
+        let section = self.image.table.as_ref();
+        let pristine = section.map_or(&[][..], |section| section.table.bytes());
+        let mut table = LiveTable::new(self.map.ram().clone(), pristine);
+
+        // Those with an address first: what is placed by us must fit around them.
+        let (fixed, anywhere): (Vec<_>, Vec<_>) = section
+            .into_iter()
+            .flat_map(|section| section.table.carveouts())
+            .partition(|carveout| carveout.da.is_some());
+        let mut placed = Vec::new();
+        for carveout in fixed {
+            let Some(da) = carveout.da else { continue };
+            let name = carveout.name.to_string();
+            let made = self
+                .map
+                .add_fixed(&name, da, carveout.len)
+                .map_err(|source| BootError::Place {
+                    entry: carveout.id(),
+                    source,
+                })?;
+            placed.push((carveout, made));
+        }
+        self.place_segments()?;
+        for carveout in anywhere {
+            let made = self
+                .map
+                .add_anywhere(&carveout.name.to_string(), carveout.len, PAGE)
+                .map_err(|source| BootError::Place {
+                    entry: carveout.id(),
+                    source,
+                })?;
+            placed.push((carveout, made));
+        }
+        for (carveout, made) in placed {
+            // There is no other address space: the physical address is the device address.
+            table.prepare_u32(carveout.da_offset(), low_32(made.da.0));
+            table.prepare_u32(carveout.pa_offset(), low_32(made.da.0));
+            table.prepare_u32(carveout.len_offset(), low_32(made.len));
+        }
+        let mut traces = Vec::new();
+        for entry in section.into_iter().flat_map(|found| found.table.entries()) {
+            match entry {
+                Entry::Devmem(devmem) => self.devmem(devmem, engine)?,
+                Entry::Vendor(vendor) => self.vendor(entry.id(), vendor, engine)?,
+                Entry::Unknown(_) => self
+                    .notices
+                    .push(format!("{} is skipped: there is no such type", entry.id())),
+                Entry::Trace(trace) => traces.push(self.trace(trace)?),
+                Entry::Carveout(_) | Entry::Vdev(_) => {}
+            }
+        }
+        let mut next_id = 0;
+        let vdevs = vdevs
+            .into_iter()
+            .map(|entry| plan_vdev(entry, &mut self.map, &mut table, &mut next_id))
+            .collect::<Result<Vec<_>, _>>()?;
+        engine
+            .check_boot(self.image.boot)
+            .map_err(BootError::Boot)?;
+
+        if let Some(section) = section {
+            if self.map.slice(section.da, section.len).is_ok() {
+                table.place_at(Some(section.da));
+            } else {
+                self.notices.push(format!(
+                    "the resource table is in no carveout ({} bytes at {}): the core will not \
+                     see what is written to it (addresses of vrings, status)",
+                    section.len, section.da
+                ));
+            }
+        }
+        Ok(BootPlan {
+            carveouts: self.map.clone(),
+            table,
+            vdevs,
+            traces,
+            boot: self.image.boot,
+            notices: std::mem::take(&mut self.notices),
+        })
+    }
+
+    /// Sees to it that each segment lies in a carveout. Segments have addresses of their own, so
+    /// only carveouts with an address can have been meant for them; where an image has none, it
+    /// counts on memory that its platform has anyway (Linux's drivers register such regions), and
+    /// that is the core's RAM.
+    fn place_segments(&mut self) -> Result<(), BootError> {
+        let meant = self
+            .image
+            .table
+            .iter()
+            .flat_map(|section| section.table.carveouts())
+            .any(|carveout| carveout.da.is_some() && !is_reserved(&carveout.name));
+        if !meant {
+            self.carve_out_segments()?;
+        }
+        for segment in &self.image.segments {
+            self.map
+                .slice(segment.da, segment.memsz)
+                .map_err(|source| BootError::NotInCarveout {
+                    what: format!("segment {}", segment.index),
+                    source,
+                })?;
+        }
+        Ok(())
+    }
+
+    /// Makes a carveout of the pages of each segment; those that touch become one. Where a page is
+    /// shared with a span that the table fixes (a vring), the table has it.
+    fn carve_out_segments(&mut self) -> Result<(), BootError> {
+        let ram = self.map.ram();
+        let mut fixed: Vec<(u64, u64)> = self
+            .map
+            .iter()
+            .map(|carveout| (carveout.da.0, carveout.end().0))
+            .collect();
+        let vrings = self
+            .image
+            .table
+            .iter()
+            .flat_map(|section| section.table.vdevs())
+            .flat_map(|vdev| &vdev.vrings);
+        fixed.extend(vrings.filter_map(|vring| {
+            let da = vring.da?.0;
+            Some((da, da + vring.ring_bytes()))
+        }));
+        let mut spans = Vec::new();
+        for segment in &self.image.segments {
+            ram.slice(segment.da, segment.memsz)
+                .map_err(|source| BootError::OutsideMemory {
+                    what: format!("segment {}", segment.index),
+                    source,
+                })?;
+            let (first, end) = (segment.da.0, segment.end().0);
+            let mut span = (first - first % PAGE, end.next_multiple_of(PAGE));
+            for &(from, to) in &fixed {
+                if to <= first {
+                    span.0 = span.0.max(to);
+                } else if from >= end {
+                    span.1 = span.1.min(from);
+                }
+            }
+            spans.push(span);
+        }
+        spans.sort_unstable();
+        let mut joined: Vec<(u64, u64)> = Vec::new();
+        for (start, end) in spans {
+            match joined.last_mut() {
+                Some(last) if start <= last.1 => last.1 = last.1.max(end),
+                _ => joined.push((start, end)),
+            }
+        }
+        for (start, end) in joined {
+            self.map
+                .add_fixed(IMAGE_CARVEOUT, DeviceAddress(start), end - start)
+                .map_err(BootError::PlaceImage)?;
+        }
+        Ok(())
+    }
+
+    /// The operator is asked first, then the engine.
+    fn devmem(&self, devmem: &DevmemEntry, engine: &mut dyn Engine) -> Result<(), BootError> {
+        if !self.grants.devmem.iter().any(|grant| grant.covers(devmem)) {
+            return Err(BootError::DevmemNotGranted {
+                entry: devmem.id(),
+                name: devmem.name.to_string(),
+                pa: devmem.pa,
+                len: devmem.len,
+            });
+        }
+        engine
+            .map_devmem(devmem.da, devmem.pa, devmem.len)
+            .map_err(|source| BootError::Devmem {
+                entry: devmem.id(),
+                source,
+            })
+    }
+
+    fn vendor(
+        &mut self,
+        entry: EntryId,
+        vendor: &RawEntry,
+        engine: &mut dyn Engine,
+    ) -> Result<(), BootError> {
+        let handled = engine
+            .handle_rsc(vendor.kind, &vendor.payload)
+            .map_err(|source| BootError::Vendor { entry, source })?;
+        match (handled, self.grants.vendor) {
+            (VendorEntry::Handled, _) => Ok(()),
+            (VendorEntry::Unknown, VendorRule::Refuse) => Err(BootError::VendorUnknown {
+                entry,
+                engine: engine.kind(),
+            }),
+            (VendorEntry::Unknown, VendorRule::Ignore) => {
+                self.notices.push(format!(
+                    "{entry} is ignored: engine {} does not know it",
+                    engine.kind()
+                ));
+                Ok(())
+            }
+        }
+    }
+
+    fn trace(&self, trace: &TraceEntry) -> Result<TraceBuffer, BootError> {
+        self.map
+            .slice(trace.da, trace.len)
+            .map_err(|source| BootError::NotInCarveout {
+                what: format!("the trace buffer of {}", trace.id()),
+                source,
+            })?;
+        Ok(TraceBuffer {
+            name: trace.name.to_string(),
+            da: trace.da,
+            len: trace.len,
+        })
+    }
+}
+
+/// Is it one of the names under which Linux looks for the memory of a vdev?
+fn is_reserved(name: &Name) -> bool {
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let name = name.to_string();
+    let Some(rest) = name.strip_prefix("vdev") else {
+        return false;
+    };
+    match (rest.split_once("vring"), rest.strip_suffix("buffer")) {
+        (Some((vdev, vring)), _) => number(vdev) && number(vring),
+        (None, Some(vdev)) => number(vdev),
+        (None, None) => false,
     }
 }
 

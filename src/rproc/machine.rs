@@ -32,6 +32,7 @@ use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 
 use super::boot::{BootError, BootPlan, Clean};
+use super::grants::Grants;
 use super::recovery::{CrashHistory, Decision, RecoveryPolicy};
 use super::status::{CoreStatus, VdevStatus};
 use crate::engine::{Crash, Engine, Run, RunEnd};
@@ -58,6 +59,7 @@ const STATUS_FAILED: u8 = 0x80;
 pub struct Firmware {
     snapshot: Snapshot,
     image: Image,
+    grants: Grants,
 }
 
 /// Why a firmware cannot be used on a core.
@@ -109,7 +111,7 @@ pub enum RequestError {
 }
 
 impl Firmware {
-    /// Judges a firmware for an engine and a number of configured vdevs.
+    /// Judges a firmware for an engine, a number of configured vdevs and what it is granted.
     ///
     /// # Errors
     /// [`FirmwareError`]; nothing of the firmware has been used.
@@ -117,6 +119,7 @@ impl Firmware {
         snapshot: Snapshot,
         engine: &mut dyn Engine,
         configured: usize,
+        grants: Grants,
     ) -> Result<Self, FirmwareError> {
         let name = snapshot.name().to_owned();
         let image = Image::parse(snapshot.bytes(), &engine.image_rules()).map_err(|cause| {
@@ -126,11 +129,17 @@ impl Firmware {
             }
         })?;
         // The plan is made again at each boot; here it only must be possible.
-        BootPlan::new(&image, engine, configured).map_err(|cause| FirmwareError::Core {
-            name,
-            source: Box::new(cause),
+        BootPlan::new(&image, engine, configured, &grants).map_err(|cause| {
+            FirmwareError::Core {
+                name,
+                source: Box::new(cause),
+            }
         })?;
-        Ok(Self { snapshot, image })
+        Ok(Self {
+            snapshot,
+            image,
+            grants,
+        })
     }
 
     /// What the image says.
@@ -268,8 +277,13 @@ impl Machine {
             core: self.name.clone(),
             source: Box::new(cause),
         };
-        let Firmware { snapshot, image } = &self.firmware;
-        let plan = BootPlan::new(image, &mut *self.engine, self.vdevs.len()).map_err(failed)?;
+        let Firmware {
+            snapshot,
+            image,
+            grants,
+        } = &self.firmware;
+        let plan =
+            BootPlan::new(image, &mut *self.engine, self.vdevs.len(), grants).map_err(failed)?;
         let number = self.incarnations.wrapping_add(1);
         plan.carry_out(image, snapshot.bytes(), &mut *self.engine, number, clean)
             .map_err(failed)?;

@@ -8,6 +8,8 @@
 //! |---|---|
 //! | `machine` | the states, and one turn of driving |
 //! | `boot` | from an image to a running core |
+//! | `grants` | what an operator lets a firmware have |
+//! | `check` | what a boot would do, for a person |
 //! | `table` | the resource table of a running core |
 //! | `drive` | the thread that brings the work drives |
 //! | `core` | the core's own thread, and asking a core for something |
@@ -15,16 +17,20 @@
 //! | `status` | a core's figures |
 
 mod boot;
+mod check;
 mod core;
 mod drive;
+mod grants;
 mod machine;
 mod recovery;
 mod status;
 mod table;
 
 pub use boot::{BootError, BootPlan, Clean, TraceBuffer, VdevPlan, check_vdevs};
+pub use check::{Check, CheckOptions, check};
 pub use core::Core;
 pub use drive::Driven;
+pub use grants::{DevmemGrant, Grants, VendorRule};
 pub use machine::{
     Departure, Firmware, FirmwareError, Later, Machine, Policies, RequestError, vdev_label,
 };

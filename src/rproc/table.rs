@@ -43,6 +43,11 @@ impl LiveTable {
         self.place.is_some()
     }
 
+    /// Where the core sees the table, if it does, and its bytes.
+    pub fn place(&self) -> Option<(DeviceAddress, u64)> {
+        self.place.map(|place| (place, self.bytes.len() as u64))
+    }
+
     /// Before the load: writes a word into the working copy.
     pub fn prepare_u32(&mut self, offset: usize, value: u32) {
         if let Some(field) = self.bytes.get_mut(offset..offset + 4) {

@@ -9,7 +9,7 @@ use rprocd::engine::rv32::{self, Rv32};
 use rprocd::engine::{Crash, Engine, RunEnd};
 use rprocd::firmware::{Image, Snapshot};
 use rprocd::memory::{DeviceAddress, Ram};
-use rprocd::rproc::BootPlan;
+use rprocd::rproc::{BootPlan, Clean, Grants};
 use sha2::{Digest, Sha256};
 use vm_memory::Bytes;
 
@@ -37,8 +37,8 @@ pub fn dies_of(command: &str) -> Dead {
     let mut engine = Rv32::new(ram).unwrap();
     let snapshot = Snapshot::read(firmware_dir(), "chaos.elf").unwrap();
     let image = Image::parse(snapshot.bytes(), &engine.image_rules()).unwrap();
-    let mut plan = BootPlan::new(&image, &mut engine, 1).unwrap();
-    plan.carry_out(&image, snapshot.bytes(), &mut engine, 1)
+    let mut plan = BootPlan::new(&image, &mut engine, 1, &Grants::default()).unwrap();
+    plan.carry_out(&image, snapshot.bytes(), &mut engine, 1, Clean::All)
         .unwrap();
     assert!(matches!(engine.run(PLENTY).end, RunEnd::Waiting { .. }));
 

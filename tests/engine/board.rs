@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rprocd::engine::rv32::Rv32;
 use rprocd::engine::rv32::board::{finisher, mailbox, plic, uart, watchdog};
-use rprocd::engine::{CrashKind, Engine, NotifyId, RunEnd};
+use rprocd::engine::{CrashKind, Engine, ImageRules, NotifyId, RunEnd};
 use rprocd::memory::Ram;
 
 use super::asm::*;
@@ -279,6 +279,6 @@ fn ram_must_be_where_the_board_has_it() {
 fn it_says_what_it_is_and_takes() {
     let machine = Machine::new();
     assert_eq!(machine.core.kind(), "rv32");
-    assert_eq!(machine.core.image_rules().machine, 243);
+    assert_eq!(machine.core.image_rules(), ImageRules::RV32);
     assert_eq!(machine.core.ram().base(), da(BASE));
 }

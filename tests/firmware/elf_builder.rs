@@ -1,8 +1,8 @@
-//! Builds ELF32 images for tests: headers first, then contents, then section headers at the end.
+//! Builds ELF images for tests: headers first, then contents, then section headers at the end.
 
 use super::table_builder::Table;
 
-/// Where fields are in the file that [`Elf::build`] makes.
+/// Where fields are in the ELF32 file that [`Elf::build`] makes.
 pub mod field {
     pub const EI_CLASS: usize = 4;
     pub const EI_DATA: usize = 5;
@@ -40,10 +40,11 @@ pub mod field {
     pub const SH_SIZE: usize = 20;
 }
 
-/// A segment: its type, where it goes, its bytes and its size in memory.
+/// A segment: its type, where it was linked to, where it goes, its bytes and its size in memory.
 #[derive(Clone)]
 struct Segment {
     kind: u32,
+    vaddr: u32,
     paddr: u32,
     bytes: Vec<u8>,
     memsz: u32,
@@ -67,6 +68,8 @@ enum Content {
 /// An image in the making.
 #[derive(Clone)]
 pub struct Elf {
+    wide: bool,
+    machine: u16,
     entry: u32,
     segments: Vec<Segment>,
     sections: Vec<Section>,
@@ -76,10 +79,24 @@ impl Elf {
     /// A RISC-V program that begins at `entry`, with nothing in it.
     pub fn new(entry: u32) -> Self {
         Self {
+            wide: false,
+            machine: 243,
             entry,
             segments: Vec::new(),
             sections: Vec::new(),
         }
+    }
+
+    /// Makes it ELF64. What [`field`] says is then wrong.
+    pub fn wide(mut self) -> Self {
+        self.wide = true;
+        self
+    }
+
+    /// Makes it a program for another machine.
+    pub fn machine(mut self, machine: u16) -> Self {
+        self.machine = machine;
+        self
     }
 
     /// Adds a `PT_LOAD` segment.
@@ -87,10 +104,18 @@ impl Elf {
         self.segment(1, paddr, bytes, memsz)
     }
 
+    /// Adds a `PT_LOAD` segment that was linked to another address than it is loaded to.
+    pub fn load_from(mut self, vaddr: u32, paddr: u32, bytes: &[u8], memsz: u32) -> Self {
+        self = self.segment(1, paddr, bytes, memsz);
+        self.segments.last_mut().unwrap().vaddr = vaddr;
+        self
+    }
+
     /// Adds a segment of any type.
     pub fn segment(mut self, kind: u32, paddr: u32, bytes: &[u8], memsz: u32) -> Self {
         self.segments.push(Segment {
             kind,
+            vaddr: paddr,
             paddr,
             bytes: bytes.to_vec(),
             memsz,
@@ -110,13 +135,18 @@ impl Elf {
     }
 
     /// Adds a resource table as linkers do: a loaded segment, and a section over the same bytes.
-    pub fn table(mut self, da: u32, table: &[u8]) -> Self {
+    pub fn table(self, da: u32, table: &[u8]) -> Self {
+        self.table_from(da, da, table)
+    }
+
+    /// The same, linked to `vaddr` (which is the section's address) and loaded to `paddr`.
+    pub fn table_from(mut self, vaddr: u32, paddr: u32, table: &[u8]) -> Self {
         let len = u32::try_from(table.len()).unwrap();
-        self = self.load(da, table, len);
+        self = self.load_from(vaddr, paddr, table, len);
         self.sections.push(Section {
             name: ".resource_table",
             kind: 1,
-            addr: da,
+            addr: vaddr,
             content: Content::OfSegment(self.segments.len() - 1),
         });
         self
@@ -129,7 +159,12 @@ impl Elf {
 
     /// The image. Section 0 is empty, then come those that were added, then the names.
     pub fn build(&self) -> Vec<u8> {
-        let mut image = vec![0; 52 + 32 * self.segments.len()];
+        let (header_size, program_size, section_size) = if self.wide {
+            (64, 56, 64)
+        } else {
+            (52, 32, 40)
+        };
+        let mut image = vec![0; header_size + program_size * self.segments.len()];
         let mut places = Vec::new();
         for segment in &self.segments {
             places.push((image.len(), segment.bytes.len()));
@@ -137,7 +172,7 @@ impl Elf {
         }
 
         let mut names = vec![0];
-        let mut headers: Vec<[u32; 10]> = vec![[0; 10]];
+        let mut headers = vec![self.section_header(0, 0, 0, 0, 0)];
         for section in &self.sections {
             let (offset, size) = match &section.content {
                 Content::OfSegment(index) => places[*index],
@@ -149,64 +184,88 @@ impl Elf {
             };
             let name = names.len();
             names.extend(section.name.bytes().chain([0]));
-            headers.push(header(name, section.kind, section.addr, offset, size));
+            headers.push(self.section_header(name, section.kind, section.addr, offset, size));
         }
         let name = names.len();
         names.extend(b".shstrtab\0");
-        headers.push(header(name, 3, 0, image.len(), names.len()));
+        headers.push(self.section_header(name, 3, 0, image.len(), names.len()));
         image.extend(&names);
 
         let shoff = image.len();
-        for word in headers.iter().flatten() {
-            image.extend(word.to_le_bytes());
+        let count = headers.len();
+        for header in headers {
+            assert_eq!(header.len(), section_size);
+            image.extend(header);
         }
 
-        image[..16].copy_from_slice(b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0");
-        put16(&mut image, field::E_TYPE, 2);
-        put16(&mut image, field::E_MACHINE, 243);
-        put32(&mut image, field::E_VERSION, 1);
-        put32(&mut image, 24, self.entry);
-        put32(&mut image, field::E_PHOFF, 52);
-        put32(&mut image, field::E_SHOFF, word(shoff));
-        put16(&mut image, field::E_EHSIZE, 52);
-        put16(&mut image, field::E_PHENTSIZE, 32);
-        put16(&mut image, field::E_PHNUM, half(self.segments.len()));
-        put16(&mut image, field::E_SHENTSIZE, 40);
-        put16(&mut image, field::E_SHNUM, half(headers.len()));
-        put16(&mut image, field::E_SHSTRNDX, half(self.names_index()));
-        for (index, (segment, (offset, size))) in self.segments.iter().zip(places).enumerate() {
-            let at = field::program(index, 0);
-            let words = [
-                segment.kind,
+        let mut header = b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+        header[field::EI_CLASS] = if self.wide { 2 } else { 1 };
+        header.extend(2_u16.to_le_bytes());
+        header.extend(self.machine.to_le_bytes());
+        header.extend(1_u32.to_le_bytes());
+        self.address(&mut header, word(self.entry as usize));
+        self.address(&mut header, word(header_size));
+        self.address(&mut header, word(shoff));
+        header.extend(0_u32.to_le_bytes());
+        for value in [
+            header_size,
+            program_size,
+            self.segments.len(),
+            section_size,
+            count,
+            self.names_index(),
+        ] {
+            header.extend(half(value).to_le_bytes());
+        }
+        for (segment, (offset, size)) in self.segments.iter().zip(places) {
+            header.extend(segment.kind.to_le_bytes());
+            if self.wide {
+                header.extend(7_u32.to_le_bytes());
+            }
+            for value in [
                 word(offset),
-                segment.paddr,
+                segment.vaddr,
                 segment.paddr,
                 word(size),
                 segment.memsz,
-                7,
-                4,
-            ];
-            for (place, value) in words.into_iter().enumerate() {
-                put32(&mut image, at + 4 * place, value);
+            ] {
+                self.address(&mut header, value);
             }
+            if !self.wide {
+                header.extend(7_u32.to_le_bytes());
+            }
+            self.address(&mut header, 4);
         }
+        image[..header.len()].copy_from_slice(&header);
         image
     }
-}
 
-fn header(name: usize, kind: u32, addr: u32, offset: usize, size: usize) -> [u32; 10] {
-    [
-        word(name),
-        kind,
-        0,
-        addr,
-        word(offset),
-        word(size),
-        0,
-        0,
-        1,
-        0,
-    ]
+    fn section_header(
+        &self,
+        name: usize,
+        kind: u32,
+        addr: u32,
+        offset: usize,
+        size: usize,
+    ) -> Vec<u8> {
+        let mut header = word(name).to_le_bytes().to_vec();
+        header.extend(kind.to_le_bytes());
+        for value in [0, addr, word(offset), word(size)] {
+            self.address(&mut header, value);
+        }
+        header.extend([0; 8]);
+        self.address(&mut header, 1);
+        self.address(&mut header, 0);
+        header
+    }
+
+    /// A field as wide as the class's addresses.
+    fn address(&self, bytes: &mut Vec<u8>, value: u32) {
+        bytes.extend(value.to_le_bytes());
+        if self.wide {
+            bytes.extend([0; 4]);
+        }
+    }
 }
 
 fn word(value: usize) -> u32 {

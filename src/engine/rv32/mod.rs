@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use code::CodeCache;
-use devices::{Devices, Effect, Width};
+use devices::{Devices, Effect, WINDOWS, Width};
 pub use devices::{LINE_LIMIT, LINES_PER_SECOND, UartSink};
 use execute::{Exit, execute};
 use fast_ram::FastRam;
@@ -126,6 +126,21 @@ impl Rv32 {
             time: Time::new(clock),
             state: State::Stopped,
         })
+    }
+
+    /// Where the program counter begins.
+    fn entry_point(&self, boot: DeviceAddress) -> Result<u32, EngineError> {
+        u32::try_from(boot.0)
+            .ok()
+            .filter(|pc| pc.is_multiple_of(2) && FastRam::new(&self.ram).contains(*pc, 2))
+            .ok_or_else(|| {
+                EngineError(format!(
+                    "engine rv32 cannot start at {boot}: \
+                     an entry point is even and in the RAM ({} to {})",
+                    self.ram.base(),
+                    self.ram.end()
+                ))
+            })
     }
 
     /// Sends the console output elsewhere.
@@ -463,29 +478,42 @@ impl Engine for Rv32 {
     }
 
     fn image_rules(&self) -> ImageRules {
-        ImageRules {
-            machine: 243,
-            machine_name: "RISC-V",
-        }
+        ImageRules::RV32
     }
 
     fn ram(&self) -> &Arc<Ram> {
         &self.ram
     }
 
+    /// The board's devices are at fixed places that the firmware reaches anyway: a devmem entry
+    /// can only confirm one of them.
+    fn map_devmem(&mut self, da: DeviceAddress, pa: u64, len: u64) -> Result<(), EngineError> {
+        let window = WINDOWS.iter().find(|window| {
+            let first = u64::from(window.base);
+            da.0 >= first && da.0 + len <= first + u64::from(window.size)
+        });
+        match window {
+            Some(_) if da.0 == pa => Ok(()),
+            Some(window) => Err(EngineError(format!(
+                "engine rv32 has its {} at {:#010x} for good: pa is {pa:#010x}, must be da, {da}",
+                window.name, window.base
+            ))),
+            None => Err(EngineError(format!(
+                "engine rv32 has no device at {da} ({len:#x} bytes); it has {}",
+                WINDOWS
+                    .map(|window| format!("{} at {:#010x}", window.name, window.base))
+                    .join(", ")
+            ))),
+        }
+    }
+
+    fn check_boot(&self, boot: DeviceAddress) -> Result<(), EngineError> {
+        self.entry_point(boot).map(drop)
+    }
+
     fn start(&mut self, boot: DeviceAddress, incarnation: u32) -> Result<(), EngineError> {
         self.stop();
-        let pc = u32::try_from(boot.0)
-            .ok()
-            .filter(|pc| pc.is_multiple_of(2) && FastRam::new(&self.ram).contains(*pc, 2));
-        let Some(pc) = pc else {
-            return Err(EngineError(format!(
-                "engine rv32 cannot start at {boot}: \
-                 an entry point is even and in the RAM ({} to {})",
-                self.ram.base(),
-                self.ram.end()
-            )));
-        };
+        let pc = self.entry_point(boot)?;
         self.hart = Hart::new(pc);
         self.devices.reset(incarnation);
         self.time.restart();

@@ -80,6 +80,32 @@ fn place(address: u32) -> Option<Place> {
         .or_else(|| within(finisher::BASE, finisher::SIZE).map(Place::Finisher))
 }
 
+/// A device's registers: its name, its first byte and its bytes.
+pub(super) struct Window {
+    pub name: &'static str,
+    pub base: u32,
+    pub size: u32,
+}
+
+impl Window {
+    const fn new(name: &'static str, base: u32, size: u32) -> Self {
+        Self { name, base, size }
+    }
+}
+
+/// All of them, for a person.
+pub(super) const WINDOWS: [Window; 6] = {
+    use board::{clint, finisher, mailbox, plic, uart, watchdog};
+    [
+        Window::new("finisher", finisher::BASE, finisher::SIZE),
+        Window::new("clint", clint::BASE, clint::SIZE),
+        Window::new("plic", plic::BASE, plic::SIZE),
+        Window::new("uart", uart::BASE, uart::SIZE),
+        Window::new("mailbox", mailbox::BASE, mailbox::SIZE),
+        Window::new("watchdog", watchdog::BASE, watchdog::SIZE),
+    ]
+};
+
 /// Is it an access that 32-bit registers take?
 fn whole(width: Width, offset: u32) -> Option<()> {
     (width == Width::Word && offset.is_multiple_of(4)).then_some(())
