@@ -2,9 +2,10 @@
 //!
 //! - [`kit`] makes what a guest VM needs: QEMU, kernel, modules, initramfs.
 //! - [`vm`] runs a guest and the daemon; the demo and the VM tests both stand on it.
-//! - [`firmware`], [`demo`], [`test`](mod@test) are the commands of `cargo xtask`.
+//! - [`firmware`], [`check`], [`demo`], [`test`](mod@test) are the commands of `cargo xtask`.
 
 pub mod cargo;
+pub mod check;
 pub mod demo;
 pub mod firmware;
 pub mod kit;

@@ -21,6 +21,8 @@ enum Command {
     Demo(xtask::demo::Options),
     /// Format, lints, documentation and every test, those in a VM included
     Test(xtask::test::Options),
+    /// Say what a loader would do with firmware images; status 1 if one is refused
+    CheckFirmware(xtask::check::Options),
     /// Build the firmware images into target/firmware
     Fw,
     /// Fetch and build what a guest VM needs, and print where it is
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo(options) => xtask::demo::run(&options),
         Command::Test(options) => xtask::test::run(&options),
+        Command::CheckFirmware(options) => xtask::check::run(&options),
         Command::Fw => xtask::firmware::run(),
         Command::Kit(options) => xtask::kit::run(&options),
     };

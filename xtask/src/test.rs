@@ -5,14 +5,14 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::kit::{self, KIT_VARIABLE};
+use crate::kit::{self, KIT_VARIABLE, OTHERS_VARIABLE};
 use crate::tools::tool;
 use crate::{cargo, firmware, tools};
 
 /// `cargo xtask test`.
 #[derive(clap::Args, Debug)]
 pub struct Options {
-    /// Leave out the tests that boot a guest
+    /// Leave out the tests that boot a guest, and fetch nothing
     #[arg(long)]
     no_vm: bool,
     /// Go on after a step that failed
@@ -64,17 +64,10 @@ fn steps(options: &Options) -> Vec<Step<'_>> {
         steps.push(("documentation", Box::new(documentation)));
     }
     steps.push(("firmware images", Box::new(|| firmware::build().map(drop))));
-    steps.push((
-        "tests",
-        Box::new(move || {
-            // The tests of coredumps are skipped without.
-            tools::need(&[
-                tool("gdb-multiarch", "gdb-multiarch"),
-                tool("readelf", "binutils"),
-            ])?;
-            cargo::show(cargo::cargo().args(["test", "--workspace"]).args(filter))
-        }),
-    ));
+    if filter.is_none() && !options.no_vm {
+        steps.push(("firmware of others", Box::new(|| kit::others().map(drop))));
+    }
+    steps.push(("tests", Box::new(move || tests(filter))));
     if filter.is_none() {
         let words = ["test", "--features", "loom", "--lib", "drive::model"];
         steps.push((
@@ -93,6 +86,23 @@ fn steps(options: &Options) -> Vec<Step<'_>> {
         steps.push(("tests in a VM", Box::new(move || vm_tests(filter))));
     }
     steps
+}
+
+/// The tests on the host. Firmware of others is used where there is some.
+fn tests(filter: Option<&str>) -> Result<()> {
+    // The tests of coredumps are skipped without.
+    tools::need(&[
+        tool("gdb-multiarch", "gdb-multiarch"),
+        tool("readelf", "binutils"),
+    ])?;
+    let mut command = cargo::cargo();
+    command.args(["test", "--workspace"]).args(filter);
+    if std::env::var_os(OTHERS_VARIABLE).is_none()
+        && let Some(folder) = kit::others_if_there()
+    {
+        command.env(OTHERS_VARIABLE, folder);
+    }
+    cargo::show(&mut command)
 }
 
 fn format() -> Result<()> {

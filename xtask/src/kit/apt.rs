@@ -171,7 +171,7 @@ impl<'a> Apt<'a> {
         let mut sources = String::new();
         for suite in suites {
             sources.push_str(&format!(
-                "deb [signed-by={keyring}] {archive} {suite} main\n"
+                "deb [signed-by={keyring}] {archive} {suite} main non-free-firmware\n"
             ));
         }
         fs::write(state.join("sources.list"), sources)?;
@@ -248,6 +248,12 @@ impl<'a> Apt<'a> {
             .filter(|version| *version != "(none)")
             .map(str::to_owned)
             .with_context(|| format!("there is no package {package}"))
+    }
+
+    /// The version of `package` that would be fetched.
+    pub fn version(&mut self, choice: &Choice, package: &str) -> Result<String> {
+        self.update(choice)?;
+        self.candidate(choice, package)
     }
 
     /// True if there is such a package.

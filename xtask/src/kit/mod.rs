@@ -15,6 +15,7 @@ mod hash;
 mod initramfs;
 mod kernel;
 mod modules;
+mod others;
 mod qemu;
 mod tree;
 
@@ -29,6 +30,9 @@ use crate::tools::{self, tool};
 
 /// Names the kit's description, for the VM tests.
 pub const KIT_VARIABLE: &str = "RPROCD_VM_KIT";
+
+/// Names a folder with firmware that others made, for the test that reads it.
+pub const OTHERS_VARIABLE: &str = "RPROCD_TEST_FIRMWARE";
 
 /// `cargo xtask kit`.
 #[derive(clap::Args, Debug, Default)]
@@ -125,6 +129,27 @@ pub fn prepare(options: &Options) -> Result<(Kit, PathBuf)> {
     let description = cache.root().join("kit.json");
     write_atomically(&description, &serde_json::to_vec_pretty(&kit)?)?;
     Ok((kit, description))
+}
+
+/// The folder with firmware that others made, for [`OTHERS_VARIABLE`]; fetched if it is not there.
+pub fn others() -> Result<PathBuf> {
+    tools::need(&[
+        tool("apt-get", "apt"),
+        tool("dpkg-deb", "dpkg"),
+        tool("tar", "tar"),
+    ])?;
+    let cache = Cache::open()?;
+    let mut apt = apt::Apt::new(&cache);
+    let choice = match apt::Choice::load(&cache) {
+        Some(choice) => choice,
+        None => apt.choose()?,
+    };
+    others::get(&cache, &mut apt, &choice)
+}
+
+/// The same folder, if an earlier run has fetched it.
+pub fn others_if_there() -> Option<PathBuf> {
+    others::there(&Cache::open().ok()?)
 }
 
 /// Nobody ever sees half of the file.
