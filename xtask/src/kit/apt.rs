@@ -252,7 +252,7 @@ impl<'a> Apt<'a> {
 
     /// The version of `package` that would be fetched.
     pub fn version(&mut self, choice: &Choice, package: &str) -> Result<String> {
-        self.update(choice)?;
+        self.update(&choice.suite, choice.addition.as_deref())?;
         self.candidate(choice, package)
     }
 
