@@ -27,6 +27,16 @@
 //! [[core.vdev]]                  # one for each vdev of the firmware, in the order of its table
 //! socket = "/run/rprocd/echo"    # unique in the file, at most 107 bytes
 //! announce = true                # this is the default; false hides name service from the guest
+//! on-departure = "restart-core"  # or "reset-vdev": when the guest is gone; the default is the
+//!                                # first where the core has one vdev, else the second
+//!
+//! [core.recovery]                # what follows from a crash; these are the defaults
+//! enabled = true
+//! minimum-run-time-ms = 1000     # a shorter run makes the next start wait:
+//! back-off-ms = 100              # so long, doubled with each such run in a row,
+//! back-off-limit-ms = 10000      # up to this; these three at most an hour
+//! hold-after = 10                # so many crashes, 0 (any number) to 1000,
+//! hold-window-s = 60             # within this time, at most a day, hold the core
 //!
 //! [[core.devmem]]                # a span of the host's devices that a devmem entry may name;
 //!                                # without one every such entry is refused
@@ -51,8 +61,7 @@ use toml::Spanned;
 
 use crate::firmware;
 use crate::memory::{CarveoutLimits, HUGE_PAGE, Pages};
-use crate::rproc::{Departure, RecoveryPolicy};
-use crate::rproc::{DevmemGrant, Grants, VendorRule};
+use crate::rproc::{Departure, DevmemGrant, Grants, RecoveryPolicy, VendorRule};
 
 /// Where firmware is looked for unless the file says otherwise.
 pub const DEFAULT_FIRMWARE_DIRECTORY: &str = "/usr/lib/rprocd/firmware";
