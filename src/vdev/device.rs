@@ -17,10 +17,10 @@ use vm_memory::GuestMemoryMmap;
 use super::driver_ring::DriverRing;
 use super::farewell::{Farewells, discard};
 use super::guest_ring::{Direction, GuestRing, RingFault, RingFeatures, RingLayout};
-use super::relay::{Counters, Moved, RelayFault, ToCore, ToGuest};
+use super::relay::{Counters, MESSAGES_PER_BURST, Moved, RelayFault, ToCore, ToGuest};
 use super::rpmsg::{Announcements, VIRTIO_RPMSG_F_NS};
 use super::vring::Vring;
-use super::{QUEUE_TO_CORE, QUEUE_TO_GUEST, QUEUES};
+use super::{MAX_QUEUE_SIZE, QUEUE_TO_CORE, QUEUE_TO_GUEST, QUEUES};
 use crate::engine::NotifyId;
 use crate::memory::{MemoryError, Ram};
 
@@ -28,6 +28,10 @@ use crate::memory::{MemoryError, Ram};
 pub const RING_F_INDIRECT: u64 = 1 << 28;
 /// `VIRTIO_RING_F_EVENT_IDX`.
 pub const RING_F_EVENT_IDX: u64 = 1 << 29;
+
+/// Bursts that see all of the largest ring there is. A guest refills its rings while we work on
+/// them, so "until nothing is left" might never end.
+const BURSTS_OF_A_RING: usize = MAX_QUEUE_SIZE / MESSAGES_PER_BURST + 1;
 
 /// What a guest brings when it attaches a queue.
 pub struct GuestQueue {
@@ -237,8 +241,11 @@ impl Vdev {
         if self.core.is_none() {
             return;
         }
-        // At most all buffers of the ring are full.
-        while self.relay_to_guest(ram).progress {}
+        for _ in 0..BURSTS_OF_A_RING {
+            if !self.relay_to_guest(ram).progress {
+                break;
+            }
+        }
         if let Some(core) = self.core.take() {
             self.to_guest.lost += core.to_guest.undelivered(ram);
             self.to_core.lost += core.to_core.untaken(ram);
@@ -249,9 +256,9 @@ impl Vdev {
         self.relay_farewells();
     }
 
-    /// Gives back all that the guest has sent so far.
+    /// Gives back all that the guest has sent so far. One that goes on sending does not keep us.
     fn discard_sent(&mut self) {
-        loop {
+        for _ in 0..BURSTS_OF_A_RING {
             let Some(memory) = self.memory.clone().filter(|_| self.guest_is_up()) else {
                 return;
             };

@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 
 use vm_memory::GuestMemoryMmap;
 
+use super::MAX_QUEUE_SIZE;
 use super::guest_ring::{GuestRing, Next, RingFault};
 use super::relay::{Counters, MESSAGES_PER_BURST, Moved, write_message};
 use super::rpmsg::Announced;
@@ -50,7 +51,12 @@ impl Farewells {
     ) -> Result<(), RingFault> {
         let mut burst = guest.open(mem)?;
         burst.refuse_kicks();
+        let mut given_back = 0;
         let ended = loop {
+            // A guest that offers nothing usable, without end, does not keep us.
+            if given_back > MAX_QUEUE_SIZE {
+                break Ok(());
+            }
             let Some(announced) = self.queue.front() else {
                 break Ok(());
             };
@@ -64,12 +70,14 @@ impl Farewells {
                 Ok(Next::Bad { head, .. }) => {
                     counters.bad_chains += 1;
                     burst.complete(head, 0);
+                    given_back += 1;
                 }
                 Ok(Next::Chain { head, len }) => {
                     let message = announced.withdrawal();
                     if len < message.len() {
                         counters.too_long += 1;
                         burst.complete(head, 0);
+                        given_back += 1;
                     } else {
                         write_message(&message, burst.buffers());
                         #[expect(clippy::cast_possible_truncation, reason = "56 bytes")]
