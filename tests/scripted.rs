@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
-use rprocd::engine::{Engine, EngineError, ImageRules, NotifyId, NotifySet, Run, RunEnd};
+use rprocd::engine::scripted::Scripted;
+use rprocd::engine::{Engine, RunEnd};
 use rprocd::firmware::Snapshot;
 use rprocd::memory::{DeviceAddress, Ram};
-use rprocd::rproc::{Core, Firmware, FirmwareError, Grants, Policies};
+use rprocd::rproc::{Core, Coredumps, Firmware, FirmwareError, Grants, Holder, Policies};
 use rprocd::vdev::Listening;
 use vm_memory::Bytes;
 
@@ -24,55 +25,10 @@ const RAM: u64 = 0x8000_0000;
 const TABLE: u64 = RAM + 0x1000;
 const DRIVER_OK: u8 = 4;
 
-/// One turn: the memory, and whether there was a kick since the last.
-type Script = Box<dyn FnMut(&Ram, bool) -> RunEnd + Send>;
-
-struct Scripted {
-    ram: Arc<Ram>,
-    script: Script,
-    kicked: bool,
-}
-
-impl Scripted {
-    fn boxed(script: impl FnMut(&Ram, bool) -> RunEnd + Send + 'static) -> Box<dyn Engine> {
-        Box::new(Self {
-            ram: Ram::new("scripted", DeviceAddress(RAM), 0x10_0000).unwrap(),
-            script: Box::new(script),
-            kicked: false,
-        })
-    }
-}
-
-impl Engine for Scripted {
-    fn kind(&self) -> &'static str {
-        "scripted"
-    }
-
-    fn image_rules(&self) -> ImageRules {
-        ImageRules::RV32
-    }
-
-    fn ram(&self) -> &Arc<Ram> {
-        &self.ram
-    }
-
-    fn start(&mut self, _boot: DeviceAddress, _incarnation: u32) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    fn stop(&mut self) {}
-
-    fn kick(&mut self, _id: NotifyId) {
-        self.kicked = true;
-    }
-
-    fn run(&mut self, _budget: u64) -> Run {
-        let kicked = std::mem::take(&mut self.kicked);
-        Run {
-            kicks: NotifySet::default(),
-            end: (self.script)(&self.ram, kicked),
-        }
-    }
+fn scripted(mut script: impl FnMut(&Ram, bool) -> RunEnd + Send + 'static) -> Box<dyn Engine> {
+    let mut engine = Scripted::new(DeviceAddress(RAM), 0x10_0000).unwrap();
+    engine.set_script(move |ram, kicks| script(ram, !kicks.is_empty()));
+    Box::new(engine)
 }
 
 const VRING_NUM: u32 = 8;
@@ -109,12 +65,19 @@ fn firmware(table: &[u8], engine: &mut dyn Engine) -> Result<Firmware, FirmwareE
 }
 
 fn core(script: impl FnMut(&Ram, bool) -> RunEnd + Send + 'static) -> Core {
-    let mut engine = Scripted::boxed(script);
+    let mut engine = scripted(script);
     let mut bytes = table().build();
     // An image says nothing about a driver that is not there; if it does, it is not believed.
     bytes[STATUS] = 0x0f;
     let firmware = firmware(&bytes, &mut *engine).unwrap();
-    Core::new("scripted", engine, firmware, Policies::default()).unwrap()
+    Core::new(
+        "scripted",
+        engine,
+        firmware,
+        Policies::default(),
+        Coredumps::disabled(),
+    )
+    .unwrap()
 }
 
 fn read_u32(ram: &Ram, da: u64) -> u32 {
@@ -162,7 +125,7 @@ fn buffers_given_back_late_and_without_an_answer_go_to_the_messages_that_wait() 
         }
         RunEnd::Waiting { until: due }
     });
-    core.start().unwrap();
+    core.start(Holder::Operator).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socket");
     let _listening = Listening::start(&path, core.face(0, true).unwrap()).unwrap();
@@ -188,7 +151,7 @@ fn who_asks_a_busy_core_for_something_does_not_go_on_driving_it() {
         thread::sleep(Duration::from_millis(5));
         RunEnd::BudgetSpent
     });
-    core.start().unwrap();
+    core.start(Holder::Operator).unwrap();
     core.status();
     let by_us = drivers
         .lock()
@@ -211,7 +174,7 @@ fn a_carveout_for_a_vring_that_is_not_aligned_for_it_is_refused() {
             .carveout(0x8000_0000, 0x2000, "image")
             .carveout(da, 0x4000, "vdev0vring0")
             .vdev(7, 1, &VRINGS, &[]);
-        let mut engine = Scripted::boxed(|_, _| RunEnd::Waiting { until: None });
+        let mut engine = scripted(|_, _| RunEnd::Waiting { until: None });
         let result = firmware(&table.build(), &mut *engine);
         assert_eq!(result.is_ok(), fits, "{da:#x}");
         if let Err(error) = result {
@@ -231,7 +194,7 @@ fn without_a_driver_the_status_is_0_whatever_the_image_says() {
         let _ = tell.send(status(ram));
         RunEnd::Waiting { until: None }
     });
-    core.start().unwrap();
+    core.start(Holder::Operator).unwrap();
     assert_eq!(told.recv_timeout(PATIENCE), Ok(0));
 }
 
@@ -253,7 +216,7 @@ fn what_a_firmware_sent_before_it_broke_its_vring_still_arrives() {
         }
         RunEnd::Waiting { until: None }
     });
-    core.start().unwrap();
+    core.start(Holder::Operator).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socket");
     let _listening = Listening::start(&path, core.face(0, true).unwrap()).unwrap();

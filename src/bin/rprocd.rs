@@ -18,7 +18,7 @@ use rprocd::engine::rv32::{Rv32, board};
 use rprocd::firmware::Snapshot;
 use rprocd::memory::{DeviceAddress, Ram};
 use rprocd::report::sentence;
-use rprocd::rproc::{Core, Firmware, Policies};
+use rprocd::rproc::{Core, Coredumps, Firmware, Holder, Policies};
 use rprocd::vdev::Listening;
 
 /// Owns remote cores and serves them to guest VMs over vhost-user.
@@ -81,7 +81,13 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
 
     let mut cores = Vec::new();
     for (core, (engine, firmware)) in config.cores.iter().zip(prepared) {
-        cores.push(Core::new(&core.name, engine, firmware, policies(core))?);
+        cores.push(Core::new(
+            &core.name,
+            engine,
+            firmware,
+            policies(core),
+            Coredumps::disabled(),
+        )?);
     }
     let cores = Arc::new(cores);
     let mut listening = Vec::new();
@@ -94,7 +100,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
             }
         }
         if config.auto_boot {
-            core.start()?;
+            core.start(Holder::Operator)?;
         }
     }
 
@@ -150,6 +156,7 @@ fn policies(core: &CoreConfig) -> Policies {
     Policies {
         recovery: core.recovery,
         departures: core.vdevs.iter().map(|vdev| vdev.on_departure).collect(),
+        boot_on_guest: false,
     }
 }
 

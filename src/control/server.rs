@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use super::codec::Codec;
 use super::{INTERFACE, INTERFACE_NAME};
 use crate::report::sentence;
-use crate::rproc::{Core, RequestError};
+use crate::rproc::{Core, Holder, RequestError};
 use crate::vdev::{SessionError, bind};
 
 /// Clients at one time; one more is hung up on.
@@ -280,7 +280,7 @@ fn perform(call: &Call, cores: &[Core]) -> Result<Value, Refusal> {
             }
             Ok(json!({ "cores": list }))
         }
-        "io.rprocd.Start" => change(call, cores, Core::start),
+        "io.rprocd.Start" => change(call, cores, |core| core.start(Holder::Operator)),
         "io.rprocd.Stop" => change(call, cores, Core::stop),
         "io.rprocd.Trace" => {
             let core = named(call, cores)?;

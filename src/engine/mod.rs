@@ -3,15 +3,23 @@
 //! The [`Engine`] trait is Linux's `struct rproc_ops` for userspace. What belongs here: the trait,
 //! and one folder for each kind of engine. What does not: anything about guests, sockets or what
 //! the vrings mean; an engine sees addresses, notify ids and time.
+//!
+//! | module | |
+//! |---|---|
+//! | `rv32` | the embedded RISC-V core |
+//! | `scripted` | no core at all: a script, and a record of what was asked in which order |
 
 pub mod rv32;
+pub mod scripted;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+use crate::coredump::{Class, Registers, Segment};
+use crate::firmware::{Image, TableSection};
 use crate::memory::{DeviceAddress, Ram};
 
 /// Identifies one vring of one core, both ways. Assigned by rprocd, lowest free first (Linux's
@@ -46,6 +54,17 @@ impl NotifySet {
     /// Is nothing in it?
     pub fn is_empty(self) -> bool {
         self.0 == 0
+    }
+
+    /// The ids that are in this set and not in `other`.
+    #[must_use]
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// How many ids are in it.
+    pub fn len(self) -> u32 {
+        self.0.count_ones()
     }
 }
 
@@ -86,7 +105,7 @@ pub struct ImageRules {
     /// Must there be a resource table?
     pub table: TableRule,
     /// Where the core begins whatever `e_entry` says: a reset vector that is no choice of the
-    /// image's. Linux's `get_boot_addr`.
+    /// image's, so that `e_entry` is not even looked at.
     pub boot: Option<DeviceAddress>,
 }
 
@@ -138,6 +157,17 @@ impl fmt::Display for CrashKind {
     }
 }
 
+impl CrashKind {
+    /// The signal that a debugger shows for it: SIGSEGV, SIGALRM or SIGABRT.
+    pub fn signal(self) -> u16 {
+        match self {
+            Self::MmuFault => 11,
+            Self::Watchdog => 14,
+            Self::FatalError => 6,
+        }
+    }
+}
+
 /// A crash as the engine saw it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Crash {
@@ -169,8 +199,21 @@ pub enum RunEnd {
 pub struct Run {
     /// The vrings on which the firmware kicked the host during the turn.
     pub kicks: NotifySet,
+    /// Kicks with ids that cannot exist ([`NotifyId::LIMIT`]).
+    pub stray_kicks: u64,
     /// Why the turn ended.
     pub end: RunEnd,
+}
+
+impl Run {
+    /// A turn in which nobody was kicked.
+    pub fn quiet(end: RunEnd) -> Self {
+        Self {
+            kicks: NotifySet::default(),
+            stray_kicks: 0,
+            end,
+        }
+    }
 }
 
 /// Why an engine refused.
@@ -178,11 +221,139 @@ pub struct Run {
 #[error("{0}")]
 pub struct EngineError(pub String);
 
+/// What an engine can do at all. In Linux: which of the optional operations a driver has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Abilities {
+    /// It can boot an image.
+    pub boots: bool,
+    /// It can take over a core that runs already, and let go of it again while it runs on.
+    pub attaches: bool,
+    /// A core that was attached and has crashed comes back by itself and is attached again; it is
+    /// not booted. Linux's feature `RPROC_FEAT_ATTACH_ON_RECOVERY`.
+    pub attaches_on_recovery: bool,
+    /// It can pause a core.
+    pub suspends: bool,
+}
+
+impl Abilities {
+    /// Boots images, and nothing else.
+    pub const BOOTS: Self = Self {
+        boots: true,
+        attaches: false,
+        attaches_on_recovery: false,
+        suspends: false,
+    };
+}
+
+/// Who loads an image.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Loader {
+    /// rprocd writes the segments into the engine's memory.
+    Rprocd,
+    /// The engine has done it.
+    Engine,
+}
+
+/// Where a core that runs already has its resource table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LoadedTable {
+    /// First byte.
+    pub da: DeviceAddress,
+    /// Bytes, with whatever lies behind the last entry.
+    pub len: u64,
+}
+
+/// What only the engine knows of a core that is to be dumped.
+#[derive(Debug)]
+pub struct Evidence<'a> {
+    /// How wide its addresses are.
+    pub class: Class,
+    /// `e_machine`; 0 (`EM_NONE`) if the engine cannot say.
+    pub machine: u16,
+    /// The registers as the core left them.
+    pub registers: Option<Registers>,
+    /// Where its stack was, so that a dump that is cut short has it.
+    pub stack: Option<DeviceAddress>,
+    /// What there is besides the carveouts: memory and devices of the engine's own. Linux's custom
+    /// segments.
+    pub segments: Vec<Segment<'a>>,
+}
+
+/// What an engine tells rprocd without being asked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Report {
+    /// The core died.
+    Crash {
+        /// In which incarnation. One that is over is not believed.
+        incarnation: u32,
+        /// How.
+        crash: Crash,
+    },
+    /// There is something for [`Engine::run`] to tell.
+    Wake,
+}
+
+/// How an engine reports from any thread, at any time, without waiting. Linux's
+/// `rproc_report_crash()`, which may be called in any context, and `rproc_vq_interrupt()`.
+#[derive(Clone)]
+pub struct Reporter(Arc<dyn Fn(Report) + Send + Sync>);
+
+impl Reporter {
+    /// One that hands each report to `take`.
+    pub fn new(take: impl Fn(Report) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(take))
+    }
+
+    /// One that nobody listens to.
+    pub fn deaf() -> Self {
+        Self::new(drop)
+    }
+
+    /// The core of this incarnation has died. Only the first report of an incarnation counts.
+    pub fn crash(&self, incarnation: u32, crash: Crash) {
+        (self.0)(Report::Crash { incarnation, crash });
+    }
+
+    /// [`Engine::run`] has something to tell: the core kicked, for instance.
+    pub fn wake(&self) {
+        (self.0)(Report::Wake);
+    }
+}
+
+impl fmt::Debug for Reporter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reporter")
+    }
+}
+
 /// What runs a firmware: one remote core.
 ///
 /// Every method is called by the one thread that drives the core at that moment, never by two at
 /// once. A kick from the firmware is reported by [`Engine::run`]; an engine whose core runs
-/// elsewhere reports what came since the last turn.
+/// elsewhere reports what came since the last turn, and calls [`Reporter::wake`] so that there is
+/// one.
+///
+/// # The order of calls
+///
+/// It is Linux's (`drivers/remoteproc/remoteproc_core.c`), and a test holds it against Linux's;
+/// `-` is what rprocd does itself.
+///
+/// | boot | stop | crash, then recovery | attach | detach |
+/// |---|---|---|---|---|
+/// | `sanity_check` | - vdevs, subdevices stop | - the same, "crashed" | `prepare` | - as for stop |
+/// | `prepare` | `stop` | `stop` | `get_loaded_rsc_table` | - table made pristine |
+/// | `get_boot_addr` | - subdevices unprepare | - subdevices unprepare | `map_devmem`, `handle_rsc` | `detach` |
+/// | `parse_fw` | `unprepare` | `coredump` | - subdevices prepare | - subdevices unprepare |
+/// | `map_devmem`, `handle_rsc` | | `load` and what follows it | `attach` | `unprepare` |
+/// | `load` | | | - subdevices, vdevs start | |
+/// | `find_loaded_rsc_table` | | | | |
+/// | - subdevices prepare | | | | |
+/// | `start` | | | | |
+/// | - subdevices, vdevs start | | | | |
+///
+/// `get_boot_addr`, `parse_fw`, `map_devmem`, `handle_rsc` and `sanity_check` are also called
+/// without a boot, when a firmware is looked at: what they arrange may have no effect before
+/// [`Engine::start`], and the last call counts.
 pub trait Engine: Send {
     /// The kind's name in configuration and logs.
     fn kind(&self) -> &'static str;
@@ -192,6 +363,63 @@ pub trait Engine: Send {
 
     /// The memory that carveouts are placed in and images are loaded to.
     fn ram(&self) -> &Arc<Ram>;
+
+    /// What it can do. The default boots images and does nothing else.
+    fn abilities(&self) -> Abilities {
+        Abilities::BOOTS
+    }
+
+    /// Does the core run already, started by somebody else? Asked once, before anything is done:
+    /// such a core begins as detached.
+    fn runs_already(&self) -> bool {
+        false
+    }
+
+    /// Where to report what happens while no method is being called. The default has nothing to
+    /// report.
+    fn set_reporter(&mut self, reporter: Reporter) {
+        drop(reporter);
+    }
+
+    /// Has the engine anything against an image that passed rprocd's own checks? Linux's
+    /// `sanity_check`.
+    ///
+    /// # Errors
+    /// What is wrong with it. The default takes every image.
+    fn sanity_check(&self, image: &Image, file: &[u8]) -> Result<(), EngineError> {
+        let _ = (image, file);
+        Ok(())
+    }
+
+    /// Makes the core ready to be loaded or attached: power, clocks, memory. Linux's `prepare`.
+    ///
+    /// # Errors
+    /// Why it cannot be; it is then as before. The default has nothing to do.
+    fn prepare(&mut self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    /// Undoes [`Engine::prepare`], once the core is stopped or detached. Linux's `unprepare`.
+    fn unprepare(&mut self) {}
+
+    /// Where the core begins. Asked before anything is loaded. Linux's `get_boot_addr`.
+    ///
+    /// # Errors
+    /// Why it cannot begin there. The default takes what the image says: `e_entry`, or
+    /// [`ImageRules::boot`].
+    fn get_boot_addr(&self, image: &Image) -> Result<DeviceAddress, EngineError> {
+        Ok(image.boot)
+    }
+
+    /// Reads in the image what only this kind of engine knows (sections, segments of its own).
+    /// The resource table has been read by then. Linux's `parse_fw`.
+    ///
+    /// # Errors
+    /// What cannot be done with it. The default reads nothing.
+    fn parse_fw(&mut self, image: &Image, file: &[u8]) -> Result<(), EngineError> {
+        let _ = (image, file);
+        Ok(())
+    }
 
     /// May the firmware use the host-physical span `pa .. pa + len` at `da` (a devmem entry)?
     ///
@@ -214,13 +442,41 @@ pub trait Engine: Send {
         Ok(VendorEntry::Unknown)
     }
 
-    /// Could the core begin at `boot`? Asked before anything is loaded.
+    /// Where in [`Engine::ram`] the `len` bytes are that the core sees at `da`, if that is memory
+    /// the core has without any carveout, or sees at another address (tightly coupled memory, an
+    /// uncached alias). Asked before the carveouts are looked at. Linux's `da_to_va`.
+    ///
+    /// The default knows of none: what is in no carveout is not there.
+    fn translate(&self, da: DeviceAddress, len: u64) -> Option<DeviceAddress> {
+        let _ = (da, len);
+        None
+    }
+
+    /// Loads the image's segments, if the engine's memory wants that done in a way of its own.
+    /// Linux's `load`.
     ///
     /// # Errors
-    /// The reason why not. The default takes every address.
-    fn check_boot(&self, boot: DeviceAddress) -> Result<(), EngineError> {
-        let _ = boot;
-        Ok(())
+    /// Why it cannot be loaded. The default leaves it to rprocd.
+    fn load(&mut self, image: &Image, file: &[u8]) -> Result<Loader, EngineError> {
+        let _ = (image, file);
+        Ok(Loader::Rprocd)
+    }
+
+    /// Where the core sees the table of an image that has just been loaded; `None` if nowhere.
+    /// Linux's `find_loaded_rsc_table`.
+    ///
+    /// The default is the address of the section, `sh_addr`.
+    fn find_loaded_rsc_table(&mut self, section: &TableSection) -> Option<DeviceAddress> {
+        Some(section.da)
+    }
+
+    /// Where a core that runs already has its table; `None` if it has none. Linux's
+    /// `get_loaded_rsc_table`.
+    ///
+    /// # Errors
+    /// Why that cannot be said; the core is then not attached. The default knows of none.
+    fn get_loaded_rsc_table(&mut self) -> Result<Option<LoadedTable>, EngineError> {
+        Ok(None)
     }
 
     /// Starts the loaded image at `boot`, as incarnation `incarnation`. All state of an earlier
@@ -230,9 +486,46 @@ pub trait Engine: Send {
     /// The reason why the core cannot start; it is then as after `stop`.
     fn start(&mut self, boot: DeviceAddress, incarnation: u32) -> Result<(), EngineError>;
 
-    /// Stops the core; nothing of it runs any more when this returns. Stopping a stopped core
-    /// does nothing.
-    fn stop(&mut self);
+    /// Stops the core; nothing of it runs any more when this returns. Memory and registers stay
+    /// as they were, for [`Engine::coredump`]. Stopping a stopped core does nothing.
+    ///
+    /// # Errors
+    /// Why it goes on running. It may be asked again.
+    fn stop(&mut self) -> Result<(), EngineError>;
+
+    /// Takes over the core that runs already, as incarnation `incarnation`.
+    ///
+    /// # Errors
+    /// Why not. The default refuses.
+    fn attach(&mut self, incarnation: u32) -> Result<(), EngineError> {
+        let _ = incarnation;
+        Err(self.cannot("attach to a core that runs already"))
+    }
+
+    /// Lets go of a core that was attached. It runs on.
+    ///
+    /// # Errors
+    /// Why not; the core is still attached. The default refuses.
+    fn detach(&mut self) -> Result<(), EngineError> {
+        Err(self.cannot("let go of a core"))
+    }
+
+    /// Pauses the core: nothing of it runs, no timer of its own goes on, until
+    /// [`Engine::resume`]. Kicks are kept.
+    ///
+    /// # Errors
+    /// Why not; it runs on. The default refuses.
+    fn suspend(&mut self) -> Result<(), EngineError> {
+        Err(self.cannot("suspend a core"))
+    }
+
+    /// Lets a suspended core go on.
+    ///
+    /// # Errors
+    /// Why not; it is still suspended. The default refuses.
+    fn resume(&mut self) -> Result<(), EngineError> {
+        Err(self.cannot("resume a core"))
+    }
 
     /// Kicks the core on a vring. Never blocks; kicks of one id merge.
     fn kick(&mut self, id: NotifyId);
@@ -240,4 +533,36 @@ pub trait Engine: Send {
     /// Lets the firmware run until it waits, dies, or has used up `budget` instructions (or what
     /// the engine counts instead).
     fn run(&mut self, budget: u64) -> Run;
+
+    /// The process is about to end because of a defect: brings the core into a state that the
+    /// host survives. Returns how long that takes. Linux's `panic`.
+    ///
+    /// The default has nothing to do.
+    fn panic(&mut self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// What a dump of the core that crashed should say besides its carveouts. Called after `stop`
+    /// and before anything is loaded again. Linux's `coredump`.
+    ///
+    /// The default knows no registers.
+    fn coredump(&mut self, crash: &Crash) -> Evidence<'_> {
+        let _ = crash;
+        let rules = self.image_rules();
+        Evidence {
+            class: match rules.class {
+                Some(ElfClass::Elf64) => Class::Elf64,
+                Some(ElfClass::Elf32) | None => Class::Elf32,
+            },
+            machine: rules.machine.map_or(0, |(machine, _)| machine),
+            registers: None,
+            stack: None,
+            segments: Vec::new(),
+        }
+    }
+
+    /// For engines: the words of a refusal to do what the kind cannot do.
+    fn cannot(&self, what: &str) -> EngineError {
+        EngineError(format!("engine {} cannot {what}", self.kind()))
+    }
 }

@@ -98,7 +98,8 @@ pub fn check_name(name: &str) -> Result<(), &'static str> {
 pub struct Snapshot {
     name: String,
     bytes: Vec<u8>,
-    hash: String,
+    sha256: [u8; 32],
+    short_hash: String,
 }
 
 impl Snapshot {
@@ -170,15 +171,13 @@ impl Snapshot {
 
     /// A snapshot of bytes that are in memory already.
     pub fn from_bytes(name: &str, bytes: Vec<u8>) -> Self {
-        let hash = Sha256::digest(&bytes)
-            .iter()
-            .take(8)
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let sha256: [u8; 32] = Sha256::digest(&bytes).into();
+        let short_hash = sha256[..8].iter().map(|b| format!("{b:02x}")).collect();
         Self {
             name: name.to_owned(),
             bytes,
-            hash,
+            sha256,
+            short_hash,
         }
     }
 
@@ -194,7 +193,12 @@ impl Snapshot {
 
     /// The first 16 digits of what `sha256sum` prints for the file.
     pub fn short_hash(&self) -> &str {
-        &self.hash
+        &self.short_hash
+    }
+
+    /// SHA-256 of the whole file.
+    pub fn sha256(&self) -> [u8; 32] {
+        self.sha256
     }
 }
 
@@ -205,7 +209,7 @@ impl fmt::Display for Snapshot {
             "{} ({} bytes, sha256 {})",
             self.name,
             self.bytes.len(),
-            self.hash
+            self.short_hash
         )
     }
 }

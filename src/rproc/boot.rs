@@ -4,10 +4,13 @@
 //! which it is put there. What does not: when to boot, and what happens afterwards.
 //!
 //! The order is Linux's (`rproc_fw_boot()` and `rproc_start()` in
-//! `drivers/remoteproc/remoteproc_core.c`): handle the resources in table order, allocate the
-//! carveouts and write back what became of them, load the segments, put the table in place, start.
-//! The difference is that nothing of the core is touched before the last check.
+//! `drivers/remoteproc/remoteproc_core.c`): boot address, the engine's own look at the image, the
+//! resources in table order, the carveouts and what is written back of them, the segments, the
+//! table in its place. The difference is that nothing of the core is touched before the last check.
+//!
+//! A core that runs already is planned by its table alone: there is nothing to load.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use log::{info, warn};
@@ -16,9 +19,10 @@ use vm_memory::{Bytes, VolatileSlice};
 
 use super::grants::{Grants, VendorRule};
 use super::table::LiveTable;
-use crate::engine::{Engine, EngineError, NotifyId, VendorEntry};
+use crate::engine::{Engine, EngineError, Loader, NotifyId, NotifySet, VendorEntry};
 use crate::firmware::{
-    DevmemEntry, Entry, EntryId, Image, Name, RawEntry, Segment, TraceEntry, VdevEntry,
+    DevmemEntry, Entry, EntryId, Image, Name, RawEntry, ResourceTable, TableError, TableSection,
+    TraceEntry, VdevEntry,
 };
 use crate::memory::{CarveoutError, CarveoutMap, DeviceAddress, MemoryError, Ram};
 use crate::vdev::{BUFFER_LEN, DriverRing, QUEUES, VIRTIO_ID_RPMSG, VringShape};
@@ -31,7 +35,7 @@ pub(super) const IMAGE_CARVEOUT: &str = "image";
 /// Buffers begin with words, so a pool that a firmware places lies on a multiple of this.
 const BUFFER_ALIGN: u64 = 4;
 
-/// Why an image cannot be booted on a core. Nothing of the core has been touched.
+/// Why an image cannot be booted on a core, or a core that runs cannot be attached.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum BootError {
@@ -96,9 +100,62 @@ pub enum BootError {
         /// The engine's kind.
         engine: &'static str,
     },
+    /// The engine has something against the image.
+    #[error("the engine refuses the image")]
+    Sanity(#[source] EngineError),
+    /// The core cannot be made ready.
+    #[error("the core cannot be prepared")]
+    Prepare(#[source] EngineError),
     /// The core cannot begin where the image wants it to.
     #[error("the core cannot begin at the boot address")]
     Boot(#[source] EngineError),
+    /// The engine cannot use what is in the image for it.
+    #[error("the engine cannot use the image")]
+    ParseFw(#[source] EngineError),
+    /// The engine loads images itself, and did not load this one.
+    #[error("the engine cannot load the image")]
+    Load(#[source] EngineError),
+    /// Something that has to be there while the core runs cannot be made ready.
+    #[error("subdevice {name} does not {step}")]
+    Subdevice {
+        /// Which.
+        name: String,
+        /// "prepare" or "start".
+        step: &'static str,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The engine does not say where a core that runs already has its table.
+    #[error("the resource table of the core that runs cannot be found")]
+    FindTable(#[source] EngineError),
+    /// The table of a core that runs already is not in its memory.
+    #[error("the resource table of the core that runs must lie in its memory")]
+    TableOutside(#[source] MemoryError),
+    /// The table of a core that runs already cannot be used.
+    #[error("the resource table of the core that runs ({len} bytes at {da}) is refused")]
+    Table {
+        /// Where it is.
+        da: DeviceAddress,
+        /// Its bytes.
+        len: u64,
+        /// What is wrong with it.
+        source: Box<TableError>,
+    },
+    /// A core that runs already is not what guests were told it is.
+    #[error(
+        "vdev {vdev} of the core that runs is {found}, the configured firmware's is {expected};          guests are told what that firmware says"
+    )]
+    Identity {
+        /// Which vdev, counted from 0.
+        vdev: usize,
+        /// What it is.
+        found: String,
+        /// What it should be.
+        expected: String,
+    },
+    /// The core that runs is not taken over.
+    #[error("the engine does not attach to the core")]
+    Attach(#[source] EngineError),
     /// The engine does not map what a devmem entry asks for.
     #[error("{entry} is refused")]
     Devmem {
@@ -141,7 +198,7 @@ pub enum BootError {
     Memory(#[from] MemoryError),
     /// The engine does not start.
     #[error("the engine does not start")]
-    Start(#[from] EngineError),
+    Start(#[source] EngineError),
 }
 
 /// What is zeroed before an image is loaded.
@@ -174,6 +231,8 @@ pub struct TraceBuffer {
     pub name: String,
     /// First byte.
     pub da: DeviceAddress,
+    /// Where that is in the engine's memory; nearly always the same.
+    pub place: DeviceAddress,
     /// Bytes.
     pub len: u64,
 }
@@ -246,10 +305,20 @@ pub struct BootPlan {
     pub vdevs: Vec<VdevPlan>,
     /// In table order.
     pub traces: Vec<TraceBuffer>,
-    /// Where the core begins.
+    /// Where the core begins; 0 for one that runs already.
     pub boot: DeviceAddress,
     /// What is odd and no reason to refuse, a sentence each.
     pub notices: Vec<String>,
+    /// What is loaded where, in the order of the image.
+    loads: Vec<Load>,
+}
+
+/// A segment and its place in the engine's memory.
+#[derive(Clone, Debug)]
+struct Load {
+    to: DeviceAddress,
+    memsz: u64,
+    file: Range<usize>,
 }
 
 /// Can the kinds of vdev that an image declares be served, and are there as many as configured?
@@ -293,56 +362,141 @@ fn servable_vdevs(image: &Image) -> Result<Vec<&VdevEntry>, BootError> {
     Ok(vdevs)
 }
 
+/// Where the engine's memory has the bytes that the core sees at `da`: by the engine's own
+/// account, or in a carveout.
+fn reach(
+    map: &CarveoutMap,
+    engine: &dyn Engine,
+    da: DeviceAddress,
+    len: u64,
+) -> Result<DeviceAddress, CarveoutError> {
+    if let Some(place) = engine.translate(da, len)
+        && map.ram().slice(place, len).is_ok()
+    {
+        return Ok(place);
+    }
+    map.slice(da, len).map(|_| da)
+}
+
 impl BootPlan {
-    /// Plans the boot of `image` on `engine`, for a core with `configured` vdevs and with what
-    /// its firmware is granted.
+    /// Plans the boot of `image`, read from `file`, on `engine`, for a core with `configured`
+    /// vdevs and with what its firmware is granted.
     ///
     /// # Errors
     /// A [`BootError`] for the first thing that cannot be done.
     pub fn new(
         image: &Image,
+        file: &[u8],
         engine: &mut dyn Engine,
         configured: usize,
         grants: &Grants,
     ) -> Result<Self, BootError> {
         check_vdevs(image, configured)?;
-        Draft::new(image, engine.ram().clone(), grants).finish(engine)
+        Draft::new(image, engine.ram().clone(), grants).finish(file, engine)
     }
 
-    /// Loads the image's segments and the table, and starts the core as incarnation `number`.
+    /// Plans the taking over of a core that runs already and has its table at `found`, if it has
+    /// one. Returns the table's bytes as they were found, too.
     ///
     /// # Errors
-    /// [`BootError::Memory`] or [`BootError::Start`]; the core is then stopped.
-    pub fn carry_out(
-        &self,
-        image: &Image,
-        bytes: &[u8],
+    /// A [`BootError`] for the first thing that cannot be done.
+    pub fn of_running(
+        found: Option<crate::engine::LoadedTable>,
         engine: &mut dyn Engine,
-        number: u32,
+        configured: usize,
+        grants: &Grants,
+    ) -> Result<(Self, Vec<u8>), BootError> {
+        let mut image = Image {
+            segments: Vec::new(),
+            boot: DeviceAddress(0),
+            table: None,
+            notices: Vec::new(),
+        };
+        let mut pristine = Vec::new();
+        if let Some(crate::engine::LoadedTable { da, len }) = found {
+            let place = engine.translate(da, len).unwrap_or(da);
+            let memory = engine
+                .ram()
+                .slice(place, len)
+                .map_err(BootError::TableOutside)?;
+            // Copied out once, then judged: the core may write to it meanwhile.
+            pristine = vec![0; memory.len()];
+            memory.copy_to(&mut pristine);
+            let table = ResourceTable::parse(&pristine).map_err(|source| BootError::Table {
+                da,
+                len,
+                source: Box::new(source),
+            })?;
+            image.table = Some(TableSection {
+                index: 0,
+                file: 0..0,
+                da,
+                len,
+                table,
+            });
+        }
+        check_vdevs(&image, configured)?;
+        let mut plan = Draft::new(&image, engine.ram().clone(), grants).resources(engine)?;
+        // Whatever the carveouts say: that is where the engine found it.
+        if let Some(section) = &image.table {
+            let place = engine.translate(section.da, section.len);
+            plan.table.place_at(Some(place.unwrap_or(section.da)));
+        }
+        Ok((plan, pristine))
+    }
+
+    /// Loads the image's segments, and puts the table where the core looks for it.
+    ///
+    /// # Errors
+    /// [`BootError::Memory`] or [`BootError::Load`].
+    pub fn load(
+        &mut self,
+        image: &Image,
+        file: &[u8],
+        engine: &mut dyn Engine,
         clean: Clean,
     ) -> Result<(), BootError> {
         let ram = self.carveouts.ram();
         if clean == Clean::All {
             ram.clear()?;
         }
-        for Segment {
-            da, file, memsz, ..
-        } in &image.segments
-        {
-            let memory = ram.slice(*da, *memsz)?;
-            let content = bytes.get(file.clone()).unwrap_or_default();
-            let loaded = memory.write_slice(content, 0);
-            debug_assert!(
-                loaded.is_ok(),
-                "an image's file size is at most its memory size"
-            );
-            if clean == Clean::Bss {
-                zero(&memory, content.len());
+        if engine.load(image, file).map_err(BootError::Load)? == Loader::Rprocd {
+            for Load {
+                to,
+                memsz,
+                file: content,
+            } in &self.loads
+            {
+                let memory = ram.slice(*to, *memsz)?;
+                let content = file.get(content.clone()).unwrap_or_default();
+                let loaded = memory.write_slice(content, 0);
+                debug_assert!(
+                    loaded.is_ok(),
+                    "an image's file size is at most its memory size"
+                );
+                if clean == Clean::Bss {
+                    zero(&memory, content.len());
+                }
             }
         }
+        if let Some(section) = &image.table {
+            let place = engine.find_loaded_rsc_table(section);
+            let place = place.and_then(|da| reach(&self.carveouts, engine, da, section.len).ok());
+            self.table.place_at(place);
+        }
         self.table.publish();
-        engine.start(self.boot, number)?;
         Ok(())
+    }
+
+    /// The notify ids of all vrings.
+    pub fn notify_ids(&self) -> NotifySet {
+        let mut ids = NotifySet::default();
+        for vdev in &self.vdevs {
+            for id in vdev.ids() {
+                ids.insert(id);
+            }
+        }
+        ids
     }
 
     /// Logs where everything lies.
@@ -383,7 +537,25 @@ impl<'a> Draft<'a> {
     }
 
     /// Plans all of it, whatever number of vdevs is configured.
-    pub(super) fn finish(&mut self, engine: &mut dyn Engine) -> Result<BootPlan, BootError> {
+    pub(super) fn finish(
+        &mut self,
+        file: &[u8],
+        engine: &mut dyn Engine,
+    ) -> Result<BootPlan, BootError> {
+        let boot = engine.get_boot_addr(self.image);
+        engine
+            .parse_fw(self.image, file)
+            .map_err(BootError::ParseFw)?;
+        let plan = self.resources(engine)?;
+        // What else is wrong says more than an address does.
+        Ok(BootPlan {
+            boot: boot.map_err(BootError::Boot)?,
+            ..plan
+        })
+    }
+
+    /// Plans what table and segments ask for.
+    fn resources(&mut self, engine: &mut dyn Engine) -> Result<BootPlan, BootError> {
         let vdevs = servable_vdevs(self.image)?;
         let section = self.image.table.as_ref();
         let pristine = section.map_or(&[][..], |section| section.table.bytes());
@@ -407,7 +579,7 @@ impl<'a> Draft<'a> {
                 })?;
             placed.push((carveout, made));
         }
-        self.place_segments()?;
+        let loads = self.place_segments(engine)?;
         for carveout in anywhere {
             let made = self
                 .map
@@ -432,7 +604,7 @@ impl<'a> Draft<'a> {
                 Entry::Unknown(_) => self
                     .notices
                     .push(format!("{} is skipped: there is no such type", entry.id())),
-                Entry::Trace(trace) => traces.push(self.trace(trace)?),
+                Entry::Trace(trace) => traces.push(self.trace(trace, engine)?),
                 Entry::Carveout(_) | Entry::Vdev(_) => {}
             }
         }
@@ -441,13 +613,9 @@ impl<'a> Draft<'a> {
             .into_iter()
             .map(|entry| plan_vdev(entry, &mut self.map, &mut table, &mut next_id))
             .collect::<Result<Vec<_>, _>>()?;
-        engine
-            .check_boot(self.image.boot)
-            .map_err(BootError::Boot)?;
-
         if let Some(section) = section {
-            if self.map.slice(section.da, section.len).is_ok() {
-                table.place_at(Some(section.da));
+            if let Ok(place) = reach(&self.map, engine, section.da, section.len) {
+                table.place_at(Some(place));
             } else {
                 self.notices.push(format!(
                     "the resource table is in no carveout ({} bytes at {}): the core will not \
@@ -461,8 +629,9 @@ impl<'a> Draft<'a> {
             table,
             vdevs,
             traces,
-            boot: self.image.boot,
+            boot: DeviceAddress(0),
             notices: std::mem::take(&mut self.notices),
+            loads,
         })
     }
 
@@ -470,7 +639,7 @@ impl<'a> Draft<'a> {
     /// only carveouts with an address can have been meant for them; where an image has none, it
     /// counts on memory that its platform has anyway (Linux's drivers register such regions), and
     /// that is the core's RAM.
-    fn place_segments(&mut self) -> Result<(), BootError> {
+    fn place_segments(&mut self, engine: &dyn Engine) -> Result<Vec<Load>, BootError> {
         let meant = self
             .image
             .table
@@ -478,22 +647,28 @@ impl<'a> Draft<'a> {
             .flat_map(|section| section.table.carveouts())
             .any(|carveout| carveout.da.is_some() && !is_reserved(&carveout.name));
         if !meant {
-            self.carve_out_segments()?;
+            self.carve_out_segments(engine)?;
         }
+        let mut loads = Vec::new();
         for segment in &self.image.segments {
-            self.map
-                .slice(segment.da, segment.memsz)
-                .map_err(|source| BootError::NotInCarveout {
+            let to = reach(&self.map, engine, segment.da, segment.memsz).map_err(|source| {
+                BootError::NotInCarveout {
                     what: format!("segment {}", segment.index),
                     source,
-                })?;
+                }
+            })?;
+            loads.push(Load {
+                to,
+                memsz: segment.memsz,
+                file: segment.file.clone(),
+            });
         }
-        Ok(())
+        Ok(loads)
     }
 
-    /// Makes a carveout of the pages of each segment; those that touch become one. Where a page is
+    /// Makes a carveout of the pages of each segment that the engine has no place for; those that touch become one. Where a page is
     /// shared with a span that the table fixes (a vring), the table has it.
-    fn carve_out_segments(&mut self) -> Result<(), BootError> {
+    fn carve_out_segments(&mut self, engine: &dyn Engine) -> Result<(), BootError> {
         let ram = self.map.ram();
         let mut fixed: Vec<(u64, u64)> = self
             .map
@@ -512,6 +687,9 @@ impl<'a> Draft<'a> {
         }));
         let mut spans = Vec::new();
         for segment in &self.image.segments {
+            if engine.translate(segment.da, segment.memsz).is_some() {
+                continue;
+            }
             ram.slice(segment.da, segment.memsz)
                 .map_err(|source| BootError::OutsideMemory {
                     what: format!("segment {}", segment.index),
@@ -587,16 +765,17 @@ impl<'a> Draft<'a> {
         }
     }
 
-    fn trace(&self, trace: &TraceEntry) -> Result<TraceBuffer, BootError> {
-        self.map
-            .slice(trace.da, trace.len)
-            .map_err(|source| BootError::NotInCarveout {
+    fn trace(&self, trace: &TraceEntry, engine: &dyn Engine) -> Result<TraceBuffer, BootError> {
+        let place = reach(&self.map, engine, trace.da, trace.len).map_err(|source| {
+            BootError::NotInCarveout {
                 what: format!("the trace buffer of {}", trace.id()),
                 source,
-            })?;
+            }
+        })?;
         Ok(TraceBuffer {
             name: trace.name.to_string(),
             da: trace.da,
+            place,
             len: trace.len,
         })
     }

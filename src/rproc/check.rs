@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::boot::{BootError, BootPlan, Draft, IMAGE_CARVEOUT};
 use super::grants::{DevmemGrant, Grants};
 use crate::engine::rv32::{Rv32, board};
-use crate::engine::{Engine, EngineError, ImageRules, NotifyId, NotifySet, Run, RunEnd};
+use crate::engine::{Engine, EngineError, ImageRules, NotifyId, Run, RunEnd};
 use crate::firmware::{Image, Snapshot};
 use crate::memory::{CarveoutError, CarveoutMap, DeviceAddress, MemoryError, MemoryMap, Ram, wrap};
 use crate::report::sentence;
@@ -140,7 +140,10 @@ pub fn check(snapshot: &Snapshot, options: &CheckOptions) -> Result<Check, Memor
         None => all_devices(&image, &mut report.notices),
     };
     let mut draft = Draft::new(&image, ram.clone(), &grants);
-    let planned = draft.finish(&mut *engine);
+    let planned = engine
+        .sanity_check(&image, snapshot.bytes())
+        .map_err(BootError::Sanity)
+        .and_then(|()| draft.finish(snapshot.bytes(), &mut *engine));
     report.notices.extend(match &planned {
         Ok(plan) => plan.notices.clone(),
         Err(_) => image.notices.clone(),
@@ -386,14 +389,13 @@ impl Engine for Paper {
         Err(EngineError("engine none starts nothing".to_owned()))
     }
 
-    fn stop(&mut self) {}
+    fn stop(&mut self) -> Result<(), EngineError> {
+        Ok(())
+    }
 
     fn kick(&mut self, _: NotifyId) {}
 
     fn run(&mut self, _: u64) -> Run {
-        Run {
-            kicks: NotifySet::default(),
-            end: RunEnd::Waiting { until: None },
-        }
+        Run::quiet(RunEnd::Waiting { until: None })
     }
 }

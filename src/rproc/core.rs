@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
@@ -21,17 +22,23 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use vm_memory::GuestMemoryMmap;
 
 use super::drive::Driven;
+use super::evidence::Coredumps;
+use super::firmware::{Firmware, Identities};
+use super::holders::Holder;
 use super::machine::{Later, Machine, Policies, RequestError, vdev_label};
 use super::status::CoreStatus;
-use crate::engine::Engine;
-use crate::firmware::VdevEntry;
-use crate::rproc::machine::Firmware;
+use super::subdevice::Subdevice;
+use crate::engine::{Engine, Report, Reporter};
+use crate::firmware::Snapshot;
 use crate::vdev::{GuestFace, GuestQueue, GuestState, RingFault, VIRTIO_RPMSG_F_NS};
 
 /// An event: a guest's kick, a timer. What happened shows in the rings.
 const WORK_EVENT: u32 = 1 << 0;
 /// A job waits in the queue.
 const WORK_JOB: u32 = 1 << 1;
+
+/// How long a process that is ending because of a defect waits for an engine at most.
+const PANIC_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a thread that has something else to do goes on driving while there is always more.
 const PATIENCE: Duration = Duration::from_millis(10);
@@ -119,7 +126,7 @@ impl Shared {
     /// more than `patience`: then the core's own thread goes on with it.
     fn bring(&self, work: u32, patience: Duration) {
         let begun = Instant::now();
-        self.machine.drive(work, |machine, work| {
+        let turn = |machine: &mut Machine, work| {
             // What was wanted is being done: the core's thread has nothing to wake up for.
             self.alarm.set(Later::Nothing);
             if work & WORK_JOB != 0 {
@@ -137,7 +144,27 @@ impl Shared {
             }
             self.alarm.set(later);
             ControlFlow::Continue(())
+        };
+        self.machine.drive(work, |machine, work| {
+            let ended = catch_unwind(AssertUnwindSafe(|| turn(machine, work)));
+            ended.unwrap_or_else(|defect| {
+                // The state is in doubt and the process ends here; only the engine's hardware
+                // may need a word. It gets one chance.
+                let wanted = catch_unwind(AssertUnwindSafe(|| machine.panic()));
+                thread::sleep(wanted.unwrap_or_default().min(PANIC_PATIENCE));
+                resume_unwind(defect)
+            })
         });
+    }
+
+    /// Takes what an engine reports, from any thread, and leaves it to the core's own.
+    fn take(&self, report: Report) {
+        if let Report::Crash { incarnation, crash } = report {
+            lock(&self.jobs).push_back(Box::new(move |machine| {
+                machine.report_crash(incarnation, crash);
+            }));
+        }
+        self.alarm.ring();
     }
 
     /// Has `job` done by whoever drives the core, and waits for its result.
@@ -154,20 +181,22 @@ impl Shared {
     fn run(&self) {
         while !self.ending.load(Ordering::SeqCst) {
             self.alarm.sleep();
-            self.bring(WORK_EVENT, Duration::MAX);
+            // An engine's report is a job that nobody else drives for.
+            self.bring(WORK_EVENT | WORK_JOB, Duration::MAX);
         }
     }
 }
 
-/// A core with a thread of its own. Dropping it stops the core.
+/// A core with a thread of its own. Dropping it stops the core; one that was attached is let go of,
+/// and runs on.
 pub struct Core {
     shared: Arc<Shared>,
-    vdevs: Vec<VdevEntry>,
+    identities: Arc<Identities>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Core {
-    /// An offline core.
+    /// A core that is offline; or detached, if the engine says that it runs already.
     ///
     /// # Errors
     /// What the host says when it has no descriptor or thread left.
@@ -176,19 +205,26 @@ impl Core {
         engine: Box<dyn Engine>,
         firmware: Firmware,
         policies: Policies,
+        coredumps: Coredumps,
     ) -> io::Result<Self> {
-        let vdevs = firmware
-            .image()
-            .table
-            .as_ref()
-            .map_or_else(Vec::new, |table| table.table.vdevs().cloned().collect());
+        let machine = Machine::new(name, engine, firmware, policies, coredumps);
+        let identities = machine.identities();
         let shared = Arc::new(Shared {
             name: name.to_owned(),
-            machine: Driven::new(Machine::new(name, engine, firmware, policies)),
+            machine: Driven::new(machine),
             jobs: Mutex::default(),
             alarm: Alarm::new()?,
             ending: AtomicBool::new(false),
         });
+        let reporter = {
+            let shared = Arc::downgrade(&shared);
+            Reporter::new(move |report| {
+                if let Some(shared) = shared.upgrade() {
+                    shared.take(report);
+                }
+            })
+        };
+        shared.ask(move |machine| machine.set_reporter(reporter));
         let thread = {
             let shared = shared.clone();
             thread::Builder::new()
@@ -197,7 +233,7 @@ impl Core {
         };
         Ok(Self {
             shared,
-            vdevs,
+            identities,
             thread: Some(thread),
         })
     }
@@ -207,12 +243,20 @@ impl Core {
         &self.shared.name
     }
 
-    /// Boots the core.
+    /// `holder` wants the core running.
     ///
     /// # Errors
     /// Why not: see [`Machine::start`].
-    pub fn start(&self) -> Result<(), RequestError> {
-        self.shared.ask(Machine::start)
+    pub fn start(&self, holder: Holder) -> Result<(), RequestError> {
+        self.shared.ask(|machine| machine.start(holder))
+    }
+
+    /// `holder` does not want the core running any more.
+    ///
+    /// # Errors
+    /// See [`Machine::release`].
+    pub fn release(&self, holder: Holder) -> Result<(), RequestError> {
+        self.shared.ask(move |machine| machine.release(&holder))
     }
 
     /// Stops the core.
@@ -221,6 +265,68 @@ impl Core {
     /// Why not: see [`Machine::stop`].
     pub fn stop(&self) -> Result<(), RequestError> {
         self.shared.ask(Machine::stop)
+    }
+
+    /// Takes over a core that runs already.
+    ///
+    /// # Errors
+    /// Why not: see [`Machine::attach_running`].
+    pub fn attach(&self) -> Result<(), RequestError> {
+        self.shared.ask(Machine::attach_running)
+    }
+
+    /// Lets go of a core that was attached.
+    ///
+    /// # Errors
+    /// Why not: see [`Machine::detach_running`].
+    pub fn detach(&self) -> Result<(), RequestError> {
+        self.shared.ask(Machine::detach_running)
+    }
+
+    /// Pauses the core.
+    ///
+    /// # Errors
+    /// Why not: see [`Machine::suspend`].
+    pub fn suspend(&self) -> Result<(), RequestError> {
+        self.shared.ask(Machine::suspend)
+    }
+
+    /// Lets a suspended core go on.
+    ///
+    /// # Errors
+    /// Why not: see [`Machine::resume`].
+    pub fn resume(&self) -> Result<(), RequestError> {
+        self.shared.ask(Machine::resume)
+    }
+
+    /// Restarts a crashed core now.
+    ///
+    /// # Errors
+    /// Why not: see [`Machine::recover`].
+    pub fn recover(&self) -> Result<(), RequestError> {
+        self.shared.ask(Machine::recover)
+    }
+
+    /// Enables or disables recovery.
+    ///
+    /// # Errors
+    /// See [`Machine::set_recovery`].
+    pub fn set_recovery(&self, enabled: bool) -> Result<(), RequestError> {
+        self.shared
+            .ask(move |machine| machine.set_recovery(enabled))
+    }
+
+    /// Gives an offline core another firmware.
+    ///
+    /// # Errors
+    /// Why not: see [`Machine::set_firmware`].
+    pub fn set_firmware(&self, snapshot: Snapshot) -> Result<(), RequestError> {
+        self.shared.ask(|machine| machine.set_firmware(snapshot))
+    }
+
+    /// Adds something that goes up and down with the core.
+    pub fn add_subdevice(&self, subdevice: Box<dyn Subdevice>) {
+        self.shared.ask(|machine| machine.add_subdevice(subdevice));
     }
 
     /// The core's figures.
@@ -236,23 +342,22 @@ impl Core {
     /// The face of vdev `index` for a guest; `None` if the firmware has no such vdev. Without
     /// `announce` the guest is not offered the name service.
     pub fn face(&self, index: usize, announce: bool) -> Option<Arc<dyn GuestFace>> {
-        let entry = self.vdevs.get(index)?;
-        // Buffer sizes of the firmware's own (VIRTIO_RPMSG_F_BUFSZ) are not relayed, so of the
-        // bits that rpmsg has, only the name service is passed on.
-        let offered = if announce { VIRTIO_RPMSG_F_NS } else { 0 };
-        Some(Arc::new(Face {
-            shared: self.shared.clone(),
-            label: vdev_label(&self.shared.name, index),
-            vdev: index,
-            features: u64::from(entry.dfeatures) & offered,
-        }))
+        (index < self.identities.len()).then(|| {
+            let face = Face {
+                shared: self.shared.clone(),
+                identities: self.identities.clone(),
+                label: vdev_label(&self.shared.name, index),
+                vdev: index,
+                announce,
+            };
+            Arc::new(face) as Arc<dyn GuestFace>
+        })
     }
 }
 
 impl Drop for Core {
     fn drop(&mut self) {
-        // An error says that it is offline already.
-        let _ = self.stop();
+        self.shared.ask(Machine::delete);
         self.shared.ending.store(true, Ordering::SeqCst);
         self.shared.alarm.ring();
         if let Some(thread) = self.thread.take()
@@ -266,9 +371,10 @@ impl Drop for Core {
 /// One vdev of a core, as a guest's connection sees it.
 struct Face {
     shared: Arc<Shared>,
+    identities: Arc<Identities>,
     label: String,
     vdev: usize,
-    features: u64,
+    announce: bool,
 }
 
 impl GuestFace for Face {
@@ -277,7 +383,10 @@ impl GuestFace for Face {
     }
 
     fn device_features(&self) -> u64 {
-        self.features
+        // Buffer sizes of the firmware's own (VIRTIO_RPMSG_F_BUFSZ) are not relayed, so of the
+        // bits that rpmsg has, only the name service is passed on.
+        let offered = if self.announce { VIRTIO_RPMSG_F_NS } else { 0 };
+        u64::from(self.identities.tell(self.vdev)) & offered
     }
 
     fn attach(&self, index: usize, queue: GuestQueue) -> Result<GuestState, RingFault> {
@@ -303,6 +412,7 @@ impl GuestFace for Face {
 
     fn gone(&self) {
         let vdev = self.vdev;
+        self.identities.forget(vdev);
         self.shared.ask(move |machine| machine.guest_gone(vdev));
     }
 

@@ -1,104 +1,97 @@
 //! The state of a core and everything that changes it.
 //!
 //! ```text
-//!              start                              crash
-//!   Offline ───────────────────► Running ◄──────────────────────► Crashed
-//!      ▲ ▲                         │ │   restart, as recovery       │
-//!      │ └── power off: the firm-  │ │   decides, or start: the     │
-//!      │     ware ended its run ───┘ │   next incarnation           │
-//!      │                             │ stop                         │ stop, or the
-//!      └─────────────────────────────┴──────────────────────────────┘ restart failed
+//!                    start                               crash
+//!        Offline ────────────► Running ────────────────────────────────► Crashed
+//!          ▲  ▲  ▲              ▲ │ ▲ │          restart, as recovery      │ │
+//!          │  │  │       resume │ │ └─┼──── decides, start or recover ◄────┘ │
+//!          │  │  │              │ ▼ suspend                                 │
+//!          │  │  └───────── Suspended                                       │
+//!          │  └─ stop; power off: the firmware ended its run                │
+//!          └──── stop; or the restart failed ◄──────────────────────────────┘
+//!
+//!                 attach, start                         crash
+//!       Detached ──────────────► Attached ─────────────────────────────► Crashed
+//!          ▲                       │ │       attached again, or booted:     │
+//!          └───────── detach ──────┘ └► stop: Offline    as the engine can ◄┘
+//!
+//!                 any state ── delete ──► Deleted
 //! ```
 //!
-//! A crash is handled evidence first: the engine is stopped with its memory as it was, what is
-//! wanted of it is taken, and only then is anything restarted. A restart that fails leaves an
-//! offline core, which start and stop treat like any other (Linux leaves one that neither can
-//! move).
+//! - *start* boots: see [`Engine`](crate::engine::Engine#the-order-of-calls) for the steps. What
+//!   fails on the way is undone in reverse, and the core is offline.
+//! - *crash*: evidence first. Channels of guests are withdrawn and the engine is stopped with its
+//!   memory as it was, a dump is taken, and only then is anything restarted. Linux leaves the
+//!   channels up until the recovery.
+//! - *restart*: segments and table are loaded again, with the plan of the boot. Carveouts keep
+//!   their content, as in Linux.
+//! - A restart that fails leaves an offline core, which start and stop treat like any other. Linux
+//!   leaves one that neither can move.
+//! - *attach* takes over a core that runs, with its table as it is in memory; *detach* puts the
+//!   table back as it was found. The core runs on.
+//! - *suspend* pauses; guests wait.
 //!
-//! What belongs here: those transitions, and one turn of driving a running core. What does not:
-//! threads and locks (see [`core`](super::core)), how an image is judged (see
-//! [`boot`](super::boot)), whether and when a crashed core is restarted (see
-//! [`recovery`](super::recovery)).
+//! A core that is not offline or detached is *held*: by its operator, a guest, a control connection
+//! (see [`Holder`]). When the last lets go it is stopped, or detached if it was attached. A stop by
+//! an operator ends all holds.
+//!
+//! What may be asked in which state is in [`admission`](super::admission), a table. What belongs
+//! here: carrying it out. What does not: threads and locks (see [`core`](super::core)), how an
+//! image is judged (see [`boot`](super::boot)), whether and when a crashed core is restarted (see
+//! [`recovery`](super::recovery)). Two parts are in files of their own: `turn`, driving a core that
+//! runs, and `guests`, what guests do to it.
 //!
 //! The states own what exists in them: there is no table, no vring and no trace buffer without an
 //! incarnation. The guests' sides of the vdevs outlive incarnations: a guest stays attached while
 //! its core is down, and is told by name service which endpoints are gone.
 
+mod guests;
+mod turn;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::{error, info, warn};
+use log::{debug, error, info};
 use thiserror::Error;
-use vm_memory::GuestMemoryMmap;
 
+use super::admission::{Admission, CoreState, Verb, admit};
 use super::boot::{BootError, BootPlan, Clean};
-use super::grants::Grants;
+use super::evidence::Coredumps;
+use super::firmware::{Firmware, FirmwareError, Identities};
+use super::holders::{Holder, Holders};
 use super::recovery::{CrashHistory, Decision, RecoveryPolicy};
 use super::status::{CoreStatus, VdevStatus};
-use crate::engine::{Crash, Engine, Run, RunEnd};
-use crate::firmware::{Image, ImageError, Snapshot};
-use crate::vdev::{GuestQueue, GuestState, QUEUE_TO_GUEST, RingFault, Round, Vdev};
+use super::subdevice::{Subdevice, Subdevices};
+use super::timeline::{Stopwatch, Timeline};
+use crate::engine::{Crash, Engine, EngineError, NotifySet, Reporter};
+use crate::firmware::Snapshot;
+use crate::report::sentence;
+use crate::vdev::Vdev;
+pub use turn::Later;
 
-/// Instructions (or what the engine counts) that the firmware runs before others are looked at.
-const BUDGET: u64 = 100_000;
-/// Rounds of relay and run in one turn; then whoever waits for the core gets a chance.
-const ROUNDS_PER_TURN: u32 = 64;
-/// How many budgets a firmware has to notice that its vdev was reset.
-const BUDGETS_TO_NOTICE_A_RESET: u32 = 16;
-
-/// `VIRTIO_CONFIG_S_ACKNOWLEDGE` of virtio 1.2, section 2.1.
-const STATUS_ACKNOWLEDGE: u8 = 1;
-/// `VIRTIO_CONFIG_S_DRIVER`.
-const STATUS_DRIVER: u8 = 2;
-/// `VIRTIO_CONFIG_S_DRIVER_OK`.
-const STATUS_DRIVER_OK: u8 = 4;
-/// `VIRTIO_CONFIG_S_FAILED`.
-const STATUS_FAILED: u8 = 0x80;
-
-/// A firmware that has been read and judged.
-pub struct Firmware {
-    snapshot: Snapshot,
-    image: Image,
-    grants: Grants,
-}
-
-/// Why a firmware cannot be used on a core.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum FirmwareError {
-    /// The image is refused as it is.
-    #[error("firmware {name} is refused")]
-    Image {
-        /// The file's name.
-        name: String,
-        /// What is wrong.
-        source: Box<ImageError>,
-    },
-    /// The image does not go with this core.
-    #[error("firmware {name} cannot be used on this core")]
-    Core {
-        /// The file's name.
-        name: String,
-        /// Why not.
-        source: Box<BootError>,
-    },
-}
-
-/// Why a core is not started or stopped.
+/// Why something that was asked of a core is not done.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum RequestError {
-    /// Start, and the core runs.
-    #[error("core {core} is running already")]
-    Running {
+    /// There is nothing to do.
+    #[error("core {core} is {state} already")]
+    AlreadySo {
         /// The core's name.
         core: String,
+        /// Its state.
+        state: CoreState,
     },
-    /// Stop, and nothing runs.
-    #[error("core {core} is offline already")]
-    Offline {
+    /// Not in this state.
+    #[error("cannot {verb} core {core}, which is {state}: {why}")]
+    Refused {
         /// The core's name.
         core: String,
+        /// What was asked.
+        verb: Verb,
+        /// Its state.
+        state: CoreState,
+        /// Why not, and what to do.
+        why: &'static str,
     },
     /// The boot failed; the core is offline.
     #[error("core {core} cannot be booted")]
@@ -108,44 +101,32 @@ pub enum RequestError {
         /// Why not.
         source: Box<BootError>,
     },
-}
-
-impl Firmware {
-    /// Judges a firmware for an engine, a number of configured vdevs and what it is granted.
-    ///
-    /// # Errors
-    /// [`FirmwareError`]; nothing of the firmware has been used.
-    pub fn new(
-        snapshot: Snapshot,
-        engine: &mut dyn Engine,
-        configured: usize,
-        grants: Grants,
-    ) -> Result<Self, FirmwareError> {
-        let name = snapshot.name().to_owned();
-        let image = Image::parse(snapshot.bytes(), &engine.image_rules()).map_err(|cause| {
-            FirmwareError::Image {
-                name: name.clone(),
-                source: Box::new(cause),
-            }
-        })?;
-        // The plan is made again at each boot; here it only must be possible.
-        BootPlan::new(&image, engine, configured, &grants).map_err(|cause| {
-            FirmwareError::Core {
-                name,
-                source: Box::new(cause),
-            }
-        })?;
-        Ok(Self {
-            snapshot,
-            image,
-            grants,
-        })
-    }
-
-    /// What the image says.
-    pub fn image(&self) -> &Image {
-        &self.image
-    }
+    /// The core is not attached; it runs as it did.
+    #[error("core {core} cannot be attached")]
+    Attach {
+        /// The core's name.
+        core: String,
+        /// Why not.
+        source: Box<BootError>,
+    },
+    /// The engine did not do it. The core's state is as it was.
+    #[error("core {core} does not {verb}; it may be tried again")]
+    Engine {
+        /// The core's name.
+        core: String,
+        /// What was asked.
+        verb: Verb,
+        /// Why not.
+        source: EngineError,
+    },
+    /// The firmware is not taken; the core keeps the one it has.
+    #[error("the firmware of core {core} is not changed")]
+    Firmware {
+        /// The core's name.
+        core: String,
+        /// Why not.
+        source: Box<FirmwareError>,
+    },
 }
 
 /// What happens to the core when the guest of a vdev is gone (its VMM hung up, or another driver
@@ -165,37 +146,89 @@ pub struct Policies {
     pub recovery: RecoveryPolicy,
     /// For each vdev, in the order of the resource table; where none is given the vdev is reset.
     pub departures: Vec<Departure>,
+    /// Does a guest that arrives start the core, and hold it?
+    pub boot_on_guest: bool,
 }
 
-/// One boot of a core, and what it owns.
+/// One boot of a core, or one time of being attached, and what it owns.
 struct Incarnation {
     plan: BootPlan,
+    /// The plan's notify ids.
+    ids: NotifySet,
     since: Instant,
+    origin: Origin,
+}
+
+/// How an incarnation began.
+enum Origin {
+    Booted,
+    Attached {
+        /// The table as it was found.
+        pristine: Vec<u8>,
+    },
 }
 
 /// What comes after a crash.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Next {
     Restart(Instant),
-    Held { crashes: u32 },
+    Held {
+        crashes: u32,
+    },
     Disabled,
+    /// The engine could not be stopped.
+    Stuck,
 }
 
 enum State {
     Offline,
+    Suspended(Incarnation),
     Running(Incarnation),
-    Crashed(Incarnation, Next),
+    Crashed(Incarnation, Next, Stopwatch),
+    Attached(Incarnation),
+    Detached,
+    Deleted,
 }
 
-/// What a turn of driving leaves for later; the sooner, the smaller.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Later {
-    /// Drive again at once: the firmware is busy.
-    AtOnce,
-    /// Drive again at that time, unless an event comes before.
-    At(Instant),
-    /// Nothing until an event comes.
-    Nothing,
+impl State {
+    fn incarnation(&self) -> Option<&Incarnation> {
+        match self {
+            Self::Suspended(incarnation)
+            | Self::Running(incarnation)
+            | Self::Crashed(incarnation, ..)
+            | Self::Attached(incarnation) => Some(incarnation),
+            Self::Offline | Self::Detached | Self::Deleted => None,
+        }
+    }
+
+    /// The incarnation, unless it is dead.
+    fn alive(&mut self) -> Option<&mut Incarnation> {
+        match self {
+            Self::Suspended(incarnation)
+            | Self::Running(incarnation)
+            | Self::Attached(incarnation) => Some(incarnation),
+            Self::Crashed(..) | Self::Offline | Self::Detached | Self::Deleted => None,
+        }
+    }
+
+    /// The incarnation, if it is being driven.
+    fn driven(&mut self) -> Option<&mut Incarnation> {
+        match self {
+            Self::Running(incarnation) | Self::Attached(incarnation) => Some(incarnation),
+            Self::Suspended(_)
+            | Self::Crashed(..)
+            | Self::Offline
+            | Self::Detached
+            | Self::Deleted => None,
+        }
+    }
+}
+
+/// How an incarnation ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum End {
+    Stop,
+    Detach,
 }
 
 /// A core: its engine, its firmware, its state, its vdevs.
@@ -203,232 +236,660 @@ pub struct Machine {
     name: String,
     engine: Box<dyn Engine>,
     firmware: Firmware,
+    identities: Arc<Identities>,
     state: State,
+    holders: Holders,
     vdevs: Vec<Vdev>,
+    subdevices: Subdevices,
     policies: Policies,
+    coredumps: Coredumps,
     history: CrashHistory,
     incarnations: u32,
     crashes: u32,
     /// In which incarnation, and what.
     last_crash: Option<(u32, Crash)>,
+    last_dump: Option<String>,
+    /// Kicks of the firmware with ids that no vring has.
+    unknown_kicks: u64,
+    /// The last of each kind.
+    timelines: Vec<Timeline>,
 }
 
 impl Machine {
-    /// An offline core.
+    /// A core that is offline; or detached, if the engine says that it runs already.
     pub fn new(
         name: &str,
         engine: Box<dyn Engine>,
         firmware: Firmware,
         policies: Policies,
+        coredumps: Coredumps,
     ) -> Self {
-        let count = firmware
-            .image
-            .table
-            .as_ref()
-            .map_or(0, |table| table.table.vdevs().count());
-        let vdevs = (0..count)
+        let identities = Arc::new(Identities::of(&firmware));
+        let vdevs = (0..identities.len())
             .map(|index| Vdev::new(vdev_label(name, index)))
             .collect();
+        let state = if engine.runs_already() {
+            State::Detached
+        } else {
+            State::Offline
+        };
         Self {
             name: name.to_owned(),
             engine,
             firmware,
-            state: State::Offline,
+            identities,
+            state,
+            holders: Holders::default(),
             vdevs,
+            subdevices: Subdevices::default(),
             policies,
+            coredumps,
             history: CrashHistory::default(),
             incarnations: 0,
             crashes: 0,
             last_crash: None,
+            last_dump: None,
+            unknown_kicks: 0,
+            timelines: Vec::new(),
         }
     }
 
-    fn state_name(&self) -> &'static str {
-        // Linux's spelling, `drivers/remoteproc/remoteproc_sysfs.c`.
+    /// Adds something that goes up and down with the core, behind those that were added before.
+    /// It is in use from the next start on.
+    pub fn add_subdevice(&mut self, subdevice: Box<dyn Subdevice>) {
+        self.subdevices.add(subdevice);
+    }
+
+    /// Where the engine reports to.
+    pub(super) fn set_reporter(&mut self, reporter: Reporter) {
+        self.engine.set_reporter(reporter);
+    }
+
+    pub(super) fn identities(&self) -> Arc<Identities> {
+        self.identities.clone()
+    }
+
+    /// Its state.
+    pub fn state(&self) -> CoreState {
         match self.state {
-            State::Offline => "offline",
-            State::Running(_) => "running",
-            State::Crashed(..) => "crashed",
+            State::Offline => CoreState::Offline,
+            State::Suspended(_) => CoreState::Suspended,
+            State::Running(_) => CoreState::Running,
+            State::Crashed(..) => CoreState::Crashed,
+            State::Attached(_) => CoreState::Attached,
+            State::Detached => CoreState::Detached,
+            State::Deleted => CoreState::Deleted,
         }
     }
 
-    /// Boots the core. A crashed core is started again at once, and its crashes are forgiven.
+    /// Who wants it running, in words.
+    pub fn holders(&self) -> Vec<String> {
+        self.holders.names()
+    }
+
+    /// Asks the table.
+    fn admit(&self, verb: Verb) -> Result<(), RequestError> {
+        let state = self.state();
+        match admit(state, verb) {
+            Admission::Accept => Ok(()),
+            Admission::AlreadySo => Err(RequestError::AlreadySo {
+                core: self.name.clone(),
+                state,
+            }),
+            Admission::Refuse(why) => Err(RequestError::Refused {
+                core: self.name.clone(),
+                verb,
+                state,
+                why,
+            }),
+        }
+    }
+
+    fn engine_failed(&self, verb: Verb, source: EngineError) -> RequestError {
+        RequestError::Engine {
+            core: self.name.clone(),
+            verb,
+            source,
+        }
+    }
+
+    fn record(&mut self, stopwatch: Stopwatch) {
+        let timeline = stopwatch.finish();
+        debug!("{}: {timeline}", self.name);
+        self.timelines.retain(|other| other.what != timeline.what);
+        self.timelines.push(timeline);
+    }
+
+    /// `holder` wants the core running: boots it if it is offline, attaches it if it is detached.
+    /// A crashed core is booted at once, and its crashes are forgiven. One that runs gets one
+    /// holder more.
     ///
     /// # Errors
-    /// [`RequestError::Running`], or [`RequestError::Boot`] and then the core is offline.
-    pub fn start(&mut self) -> Result<(), RequestError> {
-        match self.state {
-            State::Running(_) => {
-                return Err(RequestError::Running {
-                    core: self.name.clone(),
-                });
+    /// [`RequestError::AlreadySo`] if it runs and is held by `holder`; [`RequestError::Refused`];
+    /// [`RequestError::Boot`] or [`RequestError::Attach`], and then nobody holds it.
+    pub fn start(&mut self, holder: Holder) -> Result<(), RequestError> {
+        match self.admit(Verb::Start) {
+            Err(RequestError::AlreadySo { .. }) if !self.holders.contains(&holder) => {
+                info!("{}: held by {holder} as well", self.name);
             }
-            State::Offline | State::Crashed(..) => {}
+            refused @ Err(_) => return refused,
+            Ok(()) => {
+                self.history.forgive();
+                match self.state {
+                    State::Detached => self.attach_core()?,
+                    _ => self.boot_afresh()?,
+                }
+            }
         }
-        self.history.forgive();
-        self.boot(Clean::All)
+        self.holders.add(holder);
+        Ok(())
     }
 
-    /// From any state but running to running; offline if that fails.
-    fn boot(&mut self, clean: Clean) -> Result<(), RequestError> {
-        self.state = State::Offline;
-        let begun = Instant::now();
-        let failed = |cause| RequestError::Boot {
-            core: self.name.clone(),
-            source: Box::new(cause),
-        };
-        let Firmware {
-            snapshot,
-            image,
-            grants,
-        } = &self.firmware;
-        let plan =
-            BootPlan::new(image, &mut *self.engine, self.vdevs.len(), grants).map_err(failed)?;
-        let number = self.incarnations.wrapping_add(1);
-        plan.carry_out(image, snapshot.bytes(), &mut *self.engine, number, clean)
-            .map_err(failed)?;
-        self.incarnations = number;
-        info!(
-            "{}: incarnation {number} boots firmware {} (sha256 {}) at {} on engine {} after {} us",
-            self.name,
-            snapshot.name(),
-            snapshot.short_hash(),
-            plan.boot,
-            self.engine.kind(),
-            begun.elapsed().as_micros(),
-        );
-        if number == 1 {
-            plan.log(&self.name);
+    /// `holder` does not want the core running any more. If it was the last, the core is stopped,
+    /// or detached if it was attached. Does nothing if it did not hold the core.
+    ///
+    /// # Errors
+    /// [`RequestError::Engine`] if the engine fails; the core then goes on unheld.
+    pub fn release(&mut self, holder: &Holder) -> Result<(), RequestError> {
+        if !self.holders.remove(holder) {
+            return Ok(());
         }
-        self.state = State::Running(Incarnation {
-            plan,
-            since: Instant::now(),
-        });
+        info!("{}: {holder} was the last to hold it", self.name);
+        if matches!(self.state, State::Attached(_)) {
+            self.detach_core()
+        } else {
+            self.stop_core()
+        }
+    }
+
+    /// Stops the core, whatever it does and whoever holds it. It stays stopped until somebody
+    /// starts it.
+    ///
+    /// # Errors
+    /// [`RequestError::AlreadySo`] or [`RequestError::Refused`]; [`RequestError::Engine`] if the
+    /// engine fails, and then its state is as it was, and no vdev is served.
+    pub fn stop(&mut self) -> Result<(), RequestError> {
+        self.admit(Verb::Stop)?;
+        self.stop_core()
+    }
+
+    fn stop_core(&mut self) -> Result<(), RequestError> {
+        let mut stopwatch = Stopwatch::start("stop");
+        // One that crashed has been stopped, unless the engine could not.
+        if !matches!(&self.state, State::Crashed(_, next, _) if *next != Next::Stuck) {
+            let crashed = matches!(self.state, State::Crashed(..));
+            self.take_down(crashed, End::Stop, &mut stopwatch)
+                .map_err(|cause| self.engine_failed(Verb::Stop, cause))?;
+        }
+        self.gone(State::Offline);
+        stopwatch.lap("unprepare");
+        self.record(stopwatch);
+        info!("{}: stopped", self.name);
+        Ok(())
+    }
+
+    /// Takes over a core that runs already, for the operator.
+    ///
+    /// # Errors
+    /// As [`Machine::start`].
+    pub fn attach_running(&mut self) -> Result<(), RequestError> {
+        self.admit(Verb::Attach)?;
+        self.attach_core()?;
+        self.holders.add(Holder::Operator);
+        Ok(())
+    }
+
+    /// Lets go of a core that was attached, whoever holds it. It runs on.
+    ///
+    /// # Errors
+    /// As [`Machine::stop`].
+    pub fn detach_running(&mut self) -> Result<(), RequestError> {
+        self.admit(Verb::Detach)?;
+        self.detach_core()
+    }
+
+    fn detach_core(&mut self) -> Result<(), RequestError> {
+        let mut stopwatch = Stopwatch::start("detach");
+        self.take_down(false, End::Detach, &mut stopwatch)
+            .map_err(|cause| self.engine_failed(Verb::Detach, cause))?;
+        self.gone(State::Detached);
+        stopwatch.lap("unprepare");
+        self.record(stopwatch);
+        info!("{}: detached, and runs on", self.name);
+        Ok(())
+    }
+
+    /// Pauses a core that runs.
+    ///
+    /// # Errors
+    /// As [`Machine::stop`].
+    pub fn suspend(&mut self) -> Result<(), RequestError> {
+        self.admit(Verb::Suspend)?;
+        self.engine
+            .suspend()
+            .map_err(|cause| self.engine_failed(Verb::Suspend, cause))?;
+        if let State::Running(incarnation) = std::mem::replace(&mut self.state, State::Offline) {
+            self.state = State::Suspended(incarnation);
+        }
+        info!("{}: suspended", self.name);
+        Ok(())
+    }
+
+    /// Lets a suspended core go on.
+    ///
+    /// # Errors
+    /// As [`Machine::stop`].
+    pub fn resume(&mut self) -> Result<(), RequestError> {
+        self.admit(Verb::Resume)?;
+        self.engine
+            .resume()
+            .map_err(|cause| self.engine_failed(Verb::Resume, cause))?;
+        if let State::Suspended(incarnation) = std::mem::replace(&mut self.state, State::Offline) {
+            self.state = State::Running(incarnation);
+        }
+        info!("{}: resumed", self.name);
+        // Those whose guest arrived meanwhile.
         for index in 0..self.vdevs.len() {
-            if self.vdevs[index].guest_is_up() {
+            if self.vdevs[index].guest_is_up() && !self.vdevs[index].core_is_up() {
                 self.start_vdev(index);
             }
         }
         Ok(())
     }
 
-    /// Stops the core, whatever it does. It stays stopped until somebody starts it.
+    /// Restarts a crashed core now, whatever the recovery policy says. Its crashes still count.
     ///
     /// # Errors
-    /// [`RequestError::Offline`] if there is nothing to stop.
-    pub fn stop(&mut self) -> Result<(), RequestError> {
-        if matches!(self.state, State::Offline) {
-            return Err(RequestError::Offline {
-                core: self.name.clone(),
-            });
+    /// [`RequestError::AlreadySo`] if it has not crashed; as [`Machine::start`].
+    pub fn recover(&mut self) -> Result<(), RequestError> {
+        self.admit(Verb::Recover)?;
+        self.restart()
+    }
+
+    /// Enables recovery, and then recovers a crashed core at once, as Linux does; or disables it.
+    ///
+    /// # Errors
+    /// As [`Machine::recover`]; the setting is changed all the same.
+    pub fn set_recovery(&mut self, enabled: bool) -> Result<(), RequestError> {
+        self.policies.recovery.enabled = enabled;
+        info!(
+            "{}: recovery is {}",
+            self.name,
+            if enabled { "enabled" } else { "disabled" }
+        );
+        match &mut self.state {
+            State::Crashed(..) if enabled => self.restart(),
+            State::Crashed(_, next @ Next::Restart(_), _) => {
+                *next = Next::Disabled;
+                Ok(())
+            }
+            _ => Ok(()),
         }
-        self.down();
-        self.state = State::Offline;
-        info!("{}: stopped", self.name);
+    }
+
+    /// Gives an offline core another firmware.
+    ///
+    /// # Errors
+    /// [`RequestError::Refused`] in any other state; [`RequestError::Firmware`] if the firmware is
+    /// no good, or would change what a VMM that is connected has been told. The core keeps the
+    /// one it has.
+    pub fn set_firmware(&mut self, snapshot: Snapshot) -> Result<(), RequestError> {
+        self.admit(Verb::SetFirmware)?;
+        let grants = self.firmware.grants.clone();
+        let firmware = Firmware::new(snapshot, &mut *self.engine, self.vdevs.len(), grants)
+            .and_then(|firmware| {
+                self.identities.replace(&firmware)?;
+                Ok(firmware)
+            })
+            .map_err(|cause| RequestError::Firmware {
+                core: self.name.clone(),
+                source: Box::new(cause),
+            })?;
+        info!("{}: firmware is now {}", self.name, firmware.snapshot);
+        self.firmware = firmware;
         Ok(())
     }
 
-    /// Nothing of the incarnation runs after this, no vdev has rings on the core's side, and the
-    /// guests know. The core's memory is as the incarnation left it.
-    fn down(&mut self) {
-        self.engine.stop();
-        let State::Running(Incarnation { plan, .. }) = &self.state else {
+    /// Removes the core: whatever its engine reports from here on is ignored, a core that we
+    /// booted is stopped, one that we attached is let go of. Linux stops the latter too.
+    pub fn delete(&mut self) {
+        if self.admit(Verb::Delete).is_err() {
             return;
+        }
+        let ended = match self.state {
+            State::Attached(_) => self.detach_core().or_else(|_| self.stop_core()),
+            State::Suspended(_) | State::Running(_) | State::Crashed(..) => self.stop_core(),
+            State::Offline | State::Detached | State::Deleted => Ok(()),
         };
-        for vdev in &mut self.vdevs {
+        if let Err(cause) = ended {
+            error!("{}", sentence(&cause));
+        }
+        self.state = State::Deleted;
+    }
+
+    /// The process is about to end because of a defect. Returns how long the engine needs.
+    pub(super) fn panic(&mut self) -> Duration {
+        match self.state {
+            State::Running(_) | State::Attached(_) => self.engine.panic(),
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// The engine says that an incarnation died.
+    pub fn report_crash(&mut self, incarnation: u32, crash: Crash) {
+        if let Err(why) = self.admit(Verb::ReportCrash) {
+            debug!("{}: \"{}\" is not news: {why}", self.name, crash.detail);
+        } else if incarnation != self.incarnations {
+            debug!(
+                "{}: \"{}\" is of incarnation {incarnation}, which is over",
+                self.name, crash.detail
+            );
+        } else {
+            self.crashed(crash);
+        }
+    }
+
+    /// Boots what is offline or crashed, from the beginning. Offline if that fails.
+    fn boot_afresh(&mut self) -> Result<(), RequestError> {
+        match &self.state {
+            State::Crashed(_, Next::Stuck, _) => {
+                let mut stopwatch = Stopwatch::start("stop");
+                self.take_down(true, End::Stop, &mut stopwatch)
+                    .map_err(|cause| self.engine_failed(Verb::Stop, cause))?;
+                self.engine.unprepare();
+            }
+            State::Crashed(..) => self.engine.unprepare(),
+            _ => {}
+        }
+        self.state = State::Offline;
+        let mut stopwatch = Stopwatch::start("boot");
+        match self.boot(&mut stopwatch) {
+            Ok(incarnation) => {
+                self.state = State::Running(incarnation);
+                self.record(stopwatch);
+                Ok(())
+            }
+            Err(cause) => {
+                self.holders.clear();
+                Err(RequestError::Boot {
+                    core: self.name.clone(),
+                    source: Box::new(cause),
+                })
+            }
+        }
+    }
+
+    /// Linux's `rproc_fw_boot()`.
+    fn boot(&mut self, stopwatch: &mut Stopwatch) -> Result<Incarnation, BootError> {
+        let Firmware {
+            snapshot, image, ..
+        } = &self.firmware;
+        self.engine
+            .sanity_check(image, snapshot.bytes())
+            .map_err(BootError::Sanity)?;
+        stopwatch.lap("sanity check");
+        self.engine.prepare().map_err(BootError::Prepare)?;
+        stopwatch.lap("prepare");
+        let begun = self.boot_prepared(stopwatch);
+        if begun.is_err() {
+            self.engine.unprepare();
+        }
+        begun
+    }
+
+    fn boot_prepared(&mut self, stopwatch: &mut Stopwatch) -> Result<Incarnation, BootError> {
+        let Firmware {
+            snapshot,
+            image,
+            grants,
+        } = &self.firmware;
+        let plan = BootPlan::new(
+            image,
+            snapshot.bytes(),
+            &mut *self.engine,
+            self.vdevs.len(),
+            grants,
+        )?;
+        stopwatch.lap("resources");
+        self.bring_up(plan, Clean::All, stopwatch)
+    }
+
+    /// Loads and starts what has been planned: the part of a boot that a recovery does again.
+    /// Linux's `rproc_start()`.
+    fn bring_up(
+        &mut self,
+        mut plan: BootPlan,
+        clean: Clean,
+        stopwatch: &mut Stopwatch,
+    ) -> Result<Incarnation, BootError> {
+        let Firmware {
+            snapshot, image, ..
+        } = &self.firmware;
+        let number = self.incarnations.wrapping_add(1);
+        plan.load(image, snapshot.bytes(), &mut *self.engine, clean)?;
+        stopwatch.lap("load");
+        self.subdevices.prepare(&plan)?;
+        stopwatch.lap("prepare subdevices");
+        if let Err(cause) = self.engine.start(plan.boot, number) {
+            self.subdevices.unprepare();
+            return Err(BootError::Start(cause));
+        }
+        stopwatch.lap("start");
+        self.begin(number, &mut plan)?;
+        stopwatch.lap("start vdevs");
+        info!(
+            "{}: incarnation {number} boots firmware {} (sha256 {}) at {} on engine {}",
+            self.name,
+            self.firmware.snapshot.name(),
+            self.firmware.snapshot.short_hash(),
+            plan.boot,
+            self.engine.kind(),
+        );
+        Ok(Incarnation {
+            ids: plan.notify_ids(),
+            plan,
+            since: Instant::now(),
+            origin: Origin::Booted,
+        })
+    }
+
+    /// The engine has started or attached: what goes up after it. If that fails, the core is
+    /// stopped (Linux does that to an attached one, too).
+    fn begin(&mut self, number: u32, plan: &mut BootPlan) -> Result<(), BootError> {
+        if let Err(cause) = self.subdevices.start(plan) {
+            if let Err(cause) = self.engine.stop() {
+                error!("{}: cannot be stopped again: {cause}", self.name);
+            }
+            self.subdevices.unprepare();
+            return Err(cause);
+        }
+        self.incarnations = number;
+        if number == 1 {
+            plan.log(&self.name);
+        }
+        for (index, vdev) in self.vdevs.iter_mut().enumerate() {
+            if vdev.guest_is_up() {
+                guests::start_vdev(vdev, plan, index, &mut *self.engine);
+            }
+        }
+        Ok(())
+    }
+
+    /// Linux's `rproc_attach()`. Detached if that fails.
+    fn attach_core(&mut self) -> Result<(), RequestError> {
+        let mut stopwatch = Stopwatch::start("attach");
+        let begun = match self.engine.prepare() {
+            Err(cause) => Err(BootError::Prepare(cause)),
+            Ok(()) => {
+                stopwatch.lap("prepare");
+                let begun = self.attach_prepared(&mut stopwatch);
+                if begun.is_err() {
+                    self.engine.unprepare();
+                }
+                begun
+            }
+        };
+        match begun {
+            Ok(incarnation) => {
+                self.state = State::Attached(incarnation);
+                self.record(stopwatch);
+                Ok(())
+            }
+            Err(cause) => {
+                self.state = State::Detached;
+                self.holders.clear();
+                Err(RequestError::Attach {
+                    core: self.name.clone(),
+                    source: Box::new(cause),
+                })
+            }
+        }
+    }
+
+    fn attach_prepared(&mut self, stopwatch: &mut Stopwatch) -> Result<Incarnation, BootError> {
+        let engine = &mut *self.engine;
+        let found = engine
+            .get_loaded_rsc_table()
+            .map_err(BootError::FindTable)?;
+        let configured = self.vdevs.len();
+        let (mut plan, pristine) =
+            BootPlan::of_running(found, engine, configured, &self.firmware.grants)?;
+        self.identities
+            .check(plan.vdevs.iter().map(super::VdevPlan::entry))?;
+        stopwatch.lap("resources");
+        let number = self.incarnations.wrapping_add(1);
+        plan.table.publish();
+        let attached = self.subdevices.prepare(&plan).and_then(|()| {
+            if let Err(cause) = self.engine.attach(number) {
+                self.subdevices.unprepare();
+                return Err(BootError::Attach(cause));
+            }
+            stopwatch.lap("attach");
+            self.begin(number, &mut plan)
+        });
+        if let Err(cause) = attached {
+            plan.table.restore(&pristine);
+            return Err(cause);
+        }
+        stopwatch.lap("start vdevs");
+        info!(
+            "{}: incarnation {number} was attached on engine {}",
+            self.name,
+            self.engine.kind()
+        );
+        Ok(Incarnation {
+            ids: plan.notify_ids(),
+            plan,
+            since: Instant::now(),
+            origin: Origin::Attached { pristine },
+        })
+    }
+
+    /// The incarnation ends: vdevs and subdevices go down, then the engine. Guests know, and no
+    /// vdev has rings on the core's side any more. Memory and state are as they were.
+    ///
+    /// # Errors
+    /// What the engine says. What has gone down stays down, and is not stopped twice.
+    fn take_down(
+        &mut self,
+        crashed: bool,
+        end: End,
+        stopwatch: &mut Stopwatch,
+    ) -> Result<(), EngineError> {
+        let Some(Incarnation { plan, origin, .. }) = self.state.incarnation() else {
+            return Ok(());
+        };
+        for vdev in self.vdevs.iter_mut().rev() {
             vdev.core_gone(plan.carveouts.ram());
         }
+        self.subdevices.stop(plan, crashed);
+        stopwatch.lap("stop vdevs");
+        match (end, origin) {
+            (End::Detach, Origin::Attached { pristine }) => {
+                plan.table.restore(pristine);
+                self.engine.detach()?;
+            }
+            (End::Detach, Origin::Booted) => self.engine.detach()?,
+            (End::Stop, _) => self.engine.stop()?,
+        }
+        stopwatch.lap("stop");
+        self.subdevices.unprepare();
+        Ok(())
     }
 
-    /// Drives the core: relays, lets the firmware run, relays again, until nothing moves any more
-    /// or others should get a chance. `interrupted` says whether a firmware that is busy should be
-    /// left for later: somebody waits for the core, or the caller has something else to do.
-    pub fn drive(&mut self, interrupted: impl Fn() -> bool) -> Later {
-        self.recover_if_due();
-        for vdev in &mut self.vdevs {
-            vdev.relay_farewells();
-        }
-        for _ in 0..ROUNDS_PER_TURN {
-            let plan = match &mut self.state {
-                State::Running(Incarnation { plan, .. }) => plan,
-                State::Crashed(_, Next::Restart(at)) => return Later::At(*at),
-                State::Offline | State::Crashed(..) => return Later::Nothing,
-            };
-            let ram = plan.carveouts.ram().clone();
-            let mut progress = false;
-            let mut conclude = |round: Round, index: usize, engine: &mut dyn Engine| {
-                progress |= round.progress;
-                if round.failed {
-                    let vdev = &plan.vdevs[index];
-                    plan.table
-                        .write_u8(vdev.entry().status_offset(), STATUS_FAILED);
-                    engine.kick(vdev.ids()[QUEUE_TO_GUEST]);
-                } else if let Some(id) = round.kick {
-                    engine.kick(id);
-                }
-            };
-            for (index, vdev) in self.vdevs.iter_mut().enumerate() {
-                conclude(vdev.relay_to_core(&ram), index, &mut *self.engine);
-            }
-            let Run { kicks: _, end } = self.engine.run(BUDGET);
-            // Whether or not it kicked: the rings say what there is, a kick is only a hint.
-            for (index, vdev) in self.vdevs.iter_mut().enumerate() {
-                conclude(vdev.relay_to_guest(&ram), index, &mut *self.engine);
-            }
-            // A firmware may give buffers back and have nothing to say.
-            progress |= self.vdevs.iter_mut().any(|vdev| vdev.can_go_on(&ram));
-            match end {
-                RunEnd::Waiting { until } if !progress => {
-                    return until.map_or(Later::Nothing, Later::At);
-                }
-                RunEnd::Waiting { .. } => {}
-                RunEnd::BudgetSpent => {
-                    if interrupted() {
-                        return Later::AtOnce;
-                    }
-                }
-                RunEnd::PoweredOff => {
-                    info!("{}: the firmware ended its run (power off)", self.name);
-                    self.down();
-                    self.state = State::Offline;
-                    return Later::Nothing;
-                }
-                RunEnd::Crashed(crash) => {
-                    self.crashed(crash);
-                    self.recover_if_due();
-                }
-            }
-        }
-        Later::AtOnce
+    /// What was prepared is no longer needed, and nobody holds the core.
+    fn gone(&mut self, state: State) {
+        self.engine.unprepare();
+        self.holders.clear();
+        self.state = state;
     }
 
+    /// The incarnation has died: evidence, then a decision.
     fn crashed(&mut self, crash: Crash) {
         self.crashes += 1;
         error!(
             "{}: crash #{} in incarnation {}: type {}: {}",
             self.name, self.crashes, self.incarnations, crash.kind, crash.detail
         );
-        self.down();
-        self.last_crash = Some((self.incarnations, crash));
-        let State::Running(incarnation) = std::mem::replace(&mut self.state, State::Offline) else {
+        let mut stopwatch = Stopwatch::start("recovery");
+        let again = self.is_attached_again();
+        let end = if again { End::Detach } else { End::Stop };
+        let stopped = self.take_down(true, end, &mut stopwatch);
+        let (State::Running(incarnation)
+        | State::Suspended(incarnation)
+        | State::Attached(incarnation)) = std::mem::replace(&mut self.state, State::Offline)
+        else {
             return;
         };
-        let now = Instant::now();
-        let ran_for = now.saturating_duration_since(incarnation.since);
-        let next = match self.history.crashed(&self.policies.recovery, now, ran_for) {
-            Decision::RestartAfter(wait) => Next::Restart(now + wait),
-            Decision::Hold { crashes } => Next::Held { crashes },
-            Decision::Stay => Next::Disabled,
+        let next = match stopped {
+            Ok(()) => {
+                // A core that comes back by itself is not dumped, as in Linux: its memory is
+                // its own already.
+                if !again {
+                    let booted = matches!(incarnation.origin, Origin::Booted);
+                    let dumped = self.coredumps.save(
+                        &self.name,
+                        &mut *self.engine,
+                        &incarnation.plan,
+                        booted.then_some(&self.firmware.snapshot),
+                        self.incarnations,
+                        &crash,
+                    );
+                    self.last_dump = dumped.map(|outcome| outcome.to_string());
+                    stopwatch.lap("coredump");
+                }
+                let now = Instant::now();
+                let ran_for = now.saturating_duration_since(incarnation.since);
+                match self.history.crashed(&self.policies.recovery, now, ran_for) {
+                    Decision::RestartAfter(wait) => Next::Restart(now + wait),
+                    Decision::Hold { crashes } => Next::Held { crashes },
+                    Decision::Stay => Next::Disabled,
+                }
+            }
+            Err(cause) => {
+                error!("{}: cannot be stopped after the crash: {cause}", self.name);
+                Next::Stuck
+            }
         };
-        self.state = State::Crashed(incarnation, next);
+        self.last_crash = Some((self.incarnations, crash));
+        self.state = State::Crashed(incarnation, next, stopwatch);
         if let Some(next) = self.next_in_words() {
             info!("{}: {next}", self.name);
         }
     }
 
+    /// Does the incarnation that is there come back by itself after a crash?
+    fn is_attached_again(&self) -> bool {
+        self.engine.abilities().attaches_on_recovery
+            && self
+                .state
+                .incarnation()
+                .is_some_and(|incarnation| matches!(incarnation.origin, Origin::Attached { .. }))
+    }
+
     /// What comes after a crash, while the core is crashed.
     fn next_in_words(&self) -> Option<String> {
-        let State::Crashed(_, next) = &self.state else {
+        let State::Crashed(_, next, _) = &self.state else {
             return None;
         };
         Some(match next {
@@ -447,220 +908,99 @@ impl Machine {
                 )
             }
             Next::Disabled => "recovery is disabled; start it when it is mended".to_owned(),
+            Next::Stuck => "the engine could not stop it; start or stop it to try again".to_owned(),
         })
     }
 
     /// Starts a crashed core again when its time has come.
     fn recover_if_due(&mut self) {
-        let State::Crashed(_, Next::Restart(at)) = self.state else {
+        let State::Crashed(_, Next::Restart(at), _) = self.state else {
             return;
         };
         if at > Instant::now() {
             return;
         }
-        // Linux keeps the carveouts' content over a recovery, and so do we: firmware may leave
-        // itself notes there.
-        if let Err(cause) = self.boot(Clean::Bss) {
+        if let Err(cause) = self.restart() {
             error!(
-                "{}: recovery failed, the core is offline: {}",
+                "{}: recovery failed, the core is {}: {}",
                 self.name,
-                crate::report::sentence(&cause)
+                self.state(),
+                sentence(&cause)
             );
         }
     }
 
-    /// The guest that a vdev had is gone.
-    fn departed(&mut self, vdev: usize) {
-        let was_served = self.vdevs[vdev].core_is_up();
-        match self.policies.departures.get(vdev) {
-            Some(Departure::RestartCore) if was_served => {
-                // The next guest hears nothing of what this one was told.
-                self.vdevs[vdev].reset();
-                info!(
-                    "{}: the guest is gone, the core is restarted",
-                    self.vdevs[vdev].label()
-                );
-                self.down();
-                if let Err(cause) = self.boot(Clean::All) {
-                    error!("{}: {}", self.name, crate::report::sentence(&cause));
-                }
+    /// From crashed to the next incarnation: booted with the plan that there is, or attached
+    /// again. Offline, or detached, if that fails.
+    fn restart(&mut self) -> Result<(), RequestError> {
+        let again = self.is_attached_again();
+        if matches!(self.state, State::Crashed(_, Next::Stuck, _)) {
+            let end = if again { End::Detach } else { End::Stop };
+            self.take_down(true, end, &mut Stopwatch::start("stop"))
+                .map_err(|cause| self.engine_failed(Verb::Recover, cause))?;
+        }
+        let State::Crashed(incarnation, _, mut stopwatch) =
+            std::mem::replace(&mut self.state, State::Offline)
+        else {
+            return Ok(());
+        };
+        match incarnation.origin {
+            Origin::Attached { .. } if again => {
+                self.engine.unprepare();
+                return self.attach_core();
             }
-            _ => self.reset_vdev(vdev),
-        }
-    }
-
-    /// A guest gives a queue of a vdev.
-    ///
-    /// # Errors
-    /// A [`RingFault`] if the queue's ring cannot be used.
-    pub fn attach(
-        &mut self,
-        vdev: usize,
-        index: usize,
-        queue: GuestQueue,
-    ) -> Result<GuestState, RingFault> {
-        let state = self.vdevs[vdev].attach(index, queue)?;
-        match state {
-            GuestState::Incomplete => {}
-            GuestState::Fresh => {
-                self.departed(vdev);
-                if !self.vdevs[vdev].core_is_up() {
-                    self.start_vdev(vdev);
-                }
+            Origin::Attached { .. } => {
+                // The plan is of what was found, not of the image.
+                self.engine.unprepare();
+                return self.boot_afresh();
             }
-            GuestState::Resumed if self.vdevs[vdev].core_is_up() => {}
-            GuestState::Resumed => self.start_vdev(vdev),
+            Origin::Booted => {}
         }
-        Ok(state)
-    }
-
-    /// A guest takes a queue of a vdev back.
-    pub fn detach(&mut self, vdev: usize, index: usize) -> Option<u16> {
-        self.vdevs[vdev].detach(index)
-    }
-
-    /// The guest of a vdev is gone, and its queues with it.
-    pub fn guest_gone(&mut self, vdev: usize) {
-        for index in 0..crate::vdev::QUEUES {
-            self.vdevs[vdev].detach(index);
-        }
-        self.departed(vdev);
-    }
-
-    /// The memory of a vdev's guest was laid out anew.
-    pub fn set_memory(&mut self, vdev: usize, memory: Arc<GuestMemoryMmap>) {
-        self.vdevs[vdev].set_memory(memory);
-    }
-
-    /// Reads a vdev's configuration space, from the core if it runs; zeroes past its end.
-    pub fn read_config(&self, vdev: usize, offset: u32, into: &mut [u8]) {
-        into.fill(0);
-        let Some((config, at)) = self.config_span(vdev, offset, into.len()) else {
-            return;
-        };
-        let into = &mut into[..config.len()];
-        match &self.state {
-            State::Running(incarnation) => incarnation.plan.table.read(at, into),
-            State::Offline | State::Crashed(..) => into.copy_from_slice(config),
-        }
-    }
-
-    /// Writes a vdev's configuration space, if the core runs; what lies past its end is ignored.
-    pub fn write_config(&mut self, vdev: usize, offset: u32, bytes: &[u8]) {
-        let Some((config, at)) = self.config_span(vdev, offset, bytes.len()) else {
-            return;
-        };
-        let len = config.len();
-        if let State::Running(incarnation) = &mut self.state {
-            incarnation.plan.table.write(at, &bytes[..len]);
-        }
-    }
-
-    /// The part of a vdev's configuration space that an access touches: its bytes in the image,
-    /// and their offset in the table.
-    fn config_span(&self, vdev: usize, offset: u32, len: usize) -> Option<(&[u8], usize)> {
-        let entry = self
-            .firmware
-            .image
-            .table
-            .as_ref()?
-            .table
-            .vdevs()
-            .nth(vdev)?;
-        let rest = entry.config.get(offset as usize..)?;
-        let part = &rest[..len.min(rest.len())];
-        (!part.is_empty()).then(|| (part, entry.config_offset() + offset as usize))
-    }
-
-    /// Tells the firmware that the driver of a vdev is gone: status 0, and a kick so that it
-    /// looks. Linux writes the same and leaves the firmware to find out by itself.
-    fn reset_vdev(&mut self, index: usize) {
-        let vdev = &mut self.vdevs[index];
-        let was_up = vdev.core_is_up();
-        vdev.reset();
-        if !was_up {
-            return;
-        }
-        let State::Running(incarnation) = &mut self.state else {
-            return;
-        };
-        let plan = &incarnation.plan.vdevs[index];
-        incarnation
-            .plan
-            .table
-            .write_u8(plan.entry().status_offset(), 0);
-        self.engine.kick(plan.ids()[QUEUE_TO_GUEST]);
-        info!("{}: reset", vdev.label());
-        // Whether or not it looks in time, the rings are made anew at the next start, and a
-        // firmware that knows the rules finds its used index gone.
-        for _ in 0..BUDGETS_TO_NOTICE_A_RESET {
-            match self.engine.run(BUDGET).end {
-                RunEnd::BudgetSpent => {}
-                // A crash or a power off is still there when the core is driven next.
-                RunEnd::Waiting { .. } | RunEnd::PoweredOff | RunEnd::Crashed(_) => return,
+        stopwatch.lap("wait");
+        // Linux keeps the carveouts' content over a recovery, and so do we: firmware may leave
+        // itself notes there.
+        match self.bring_up(incarnation.plan, Clean::Bss, &mut stopwatch) {
+            Ok(incarnation) => {
+                self.state = State::Running(incarnation);
+                self.record(stopwatch);
+                Ok(())
+            }
+            Err(cause) => {
+                self.gone(State::Offline);
+                Err(RequestError::Boot {
+                    core: self.name.clone(),
+                    source: Box::new(cause),
+                })
             }
         }
-        warn!(
-            "{}: the firmware is busy and has not seen the reset yet",
-            vdev.label()
-        );
     }
 
-    /// Makes the core's rings and tells the firmware that a driver is there, in Linux's order
-    /// (`rproc_virtio.c`): rings, features, addresses, then the status, then a kick of vring 0.
-    fn start_vdev(&mut self, index: usize) {
-        let State::Running(Incarnation { plan, .. }) = &mut self.state else {
-            return;
+    /// Stops and boots a core, for the same holders: what a guest that is gone leaves behind.
+    fn restart_for_departure(&mut self) {
+        let mut stopwatch = Stopwatch::start("stop");
+        let ended = match self.take_down(false, End::Stop, &mut stopwatch) {
+            Ok(()) => {
+                self.engine.unprepare();
+                self.record(stopwatch);
+                self.state = State::Offline;
+                self.boot_afresh()
+            }
+            Err(cause) => Err(self.engine_failed(Verb::Stop, cause)),
         };
-        let vdev = &mut self.vdevs[index];
-        let BootPlan {
-            carveouts,
-            table,
-            vdevs,
-            ..
-        } = plan;
-        let plan = &vdevs[index];
-        let entry = plan.entry();
-        let started = plan
-            .make_rings(carveouts)
-            .and_then(|rings| vdev.start(rings, plan.ids(), carveouts.ram()));
-        if let Err(cause) = started {
-            error!("{}: cannot be started: {cause}", vdev.label());
-            table.write_u8(entry.status_offset(), STATUS_FAILED);
-            return;
+        if let Err(cause) = ended {
+            error!("{}", sentence(&cause));
         }
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "the table has the low 32 bits"
-        )]
-        let features = vdev.features() as u32 & entry.dfeatures & DEVICE_FEATURES;
-        table.write_u8(entry.status_offset(), STATUS_ACKNOWLEDGE);
-        table.write_u8(entry.status_offset(), STATUS_ACKNOWLEDGE | STATUS_DRIVER);
-        table.write_u32(entry.gfeatures_offset(), features);
-        for (offset, da) in plan.vring_places() {
-            #[expect(
-                clippy::cast_possible_truncation,
-                reason = "a core's memory ends in 4 GiB"
-            )]
-            table.write_u32(offset, da.0 as u32);
-        }
-        table.write_u8(
-            entry.status_offset(),
-            STATUS_ACKNOWLEDGE | STATUS_DRIVER | STATUS_DRIVER_OK,
-        );
-        self.engine.kick(plan.ids()[QUEUE_TO_GUEST]);
-        info!("{}: driver ok (features {features:#x})", vdev.label());
     }
 
     /// The text in the trace buffers, in table order: the bytes up to the first NUL, as Linux
     /// shows them. Empty when the core is offline.
     pub fn trace(&self) -> Vec<Vec<u8>> {
-        let (State::Running(incarnation) | State::Crashed(incarnation, _)) = &self.state else {
+        let Some(incarnation) = self.state.incarnation() else {
             return Vec::new();
         };
         let plan = &incarnation.plan;
-        let read = |da, len: u64| {
-            let memory = plan.carveouts.slice(da, len).ok()?;
+        let read = |place, len: u64| {
+            let memory = plan.carveouts.ram().slice(place, len).ok()?;
             let mut text = vec![0; memory.len()];
             memory.copy_to(&mut text);
             text.truncate(
@@ -672,20 +1012,27 @@ impl Machine {
         };
         plan.traces
             .iter()
-            .map(|trace| read(trace.da, trace.len).unwrap_or_default())
+            .map(|trace| read(trace.place, trace.len).unwrap_or_default())
             .collect()
+    }
+
+    /// How long the steps of the last changes took, one timeline for each kind of change.
+    pub fn timelines(&self) -> &[Timeline] {
+        &self.timelines
     }
 
     /// The core's figures.
     pub fn status(&self) -> CoreStatus {
         CoreStatus {
             name: self.name.clone(),
-            state: self.state_name().to_owned(),
+            state: self.state().to_string(),
+            holders: self.holders.names(),
             engine: self.engine.kind().to_owned(),
             firmware: self.firmware.snapshot.name().to_owned(),
             firmware_sha256: self.firmware.snapshot.short_hash().to_owned(),
             incarnation: self.incarnations,
             crashes: self.crashes,
+            recovery: self.policies.recovery.enabled,
             next: self.next_in_words(),
             last_crash: self.last_crash.as_ref().map(|(incarnation, crash)| {
                 format!(
@@ -693,6 +1040,9 @@ impl Machine {
                     crash.kind, crash.detail
                 )
             }),
+            last_dump: self.last_dump.clone(),
+            unknown_kicks: self.unknown_kicks,
+            timelines: self.timelines.iter().map(Into::into).collect(),
             vdevs: self
                 .vdevs
                 .iter()
@@ -701,10 +1051,6 @@ impl Machine {
         }
     }
 }
-
-/// The device's own feature bits, of the 32 in the table (virtio 1.2, section 2.2): the others
-/// belong to ring and transport.
-const DEVICE_FEATURES: u32 = 0x00ff_ffff;
 
 /// What a vdev is called in messages.
 pub fn vdev_label(core: &str, index: usize) -> String {

@@ -6,34 +6,52 @@
 //!
 //! | module | |
 //! |---|---|
+//! | `admission` | what may be asked in which state |
 //! | `machine` | the states, and one turn of driving |
 //! | `boot` | from an image to a running core |
+//! | `firmware` | the configured firmware, and what VMMs are told because of it |
 //! | `grants` | what an operator lets a firmware have |
 //! | `check` | what a boot would do, for a person |
 //! | `table` | the resource table of a running core |
+//! | `subdevice` | what goes up and down with a core |
+//! | `holders` | who wants a core running |
 //! | `drive` | the thread that brings the work drives |
 //! | `core` | the core's own thread, and asking a core for something |
 //! | `recovery` | whether and when a crashed core is started again |
+//! | `evidence` | what is kept of one that crashed |
+//! | `timeline` | how long each step took |
 //! | `status` | a core's figures |
 
+mod admission;
 mod boot;
 mod check;
 mod core;
 mod drive;
+mod evidence;
+mod firmware;
 mod grants;
+mod holders;
 mod machine;
 mod recovery;
 mod status;
+mod subdevice;
 mod table;
+mod timeline;
 
+pub use admission::{Admission, CoreState, Verb, admit};
 pub use boot::{BootError, BootPlan, Clean, TraceBuffer, VdevPlan, check_vdevs};
 pub use check::{Check, CheckOptions, check};
 pub use core::Core;
 pub use drive::Driven;
+pub use evidence::Coredumps;
+pub use firmware::{Firmware, FirmwareError};
 pub use grants::{DevmemGrant, Grants, VendorRule};
-pub use machine::{
-    Departure, Firmware, FirmwareError, Later, Machine, Policies, RequestError, vdev_label,
-};
+pub use holders::Holder;
+pub use machine::{Departure, Later, Machine, Policies, RequestError, vdev_label};
 pub use recovery::{CrashHistory, Decision, RecoveryPolicy};
-pub use status::{AnnouncedStatus, CoreStatus, DirectionStatus, VdevStatus};
+pub use status::{
+    AnnouncedStatus, CoreStatus, DirectionStatus, StepStatus, TimelineStatus, VdevStatus,
+};
+pub use subdevice::{Refusal, Subdevice};
 pub use table::LiveTable;
+pub use timeline::Timeline;

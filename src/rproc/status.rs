@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::timeline::Timeline;
 use crate::vdev::{Counters, VdevSnapshot};
 
 /// One core.
@@ -13,8 +14,10 @@ use crate::vdev::{Counters, VdevSnapshot};
 pub struct CoreStatus {
     /// The name in the configuration.
     pub name: String,
-    /// In Linux's spelling: offline, running, crashed.
+    /// In Linux's spelling: offline, suspended, running, crashed, attached, detached.
     pub state: String,
+    /// Who wants it running.
+    pub holders: Vec<String>,
     /// The kind of engine.
     pub engine: String,
     /// The firmware's file name.
@@ -25,6 +28,8 @@ pub struct CoreStatus {
     pub incarnation: u32,
     /// Crashes since the daemon started.
     pub crashes: u32,
+    /// Is a crashed core started again without being asked?
+    pub recovery: bool,
     /// While the core is crashed: what comes next. "restart in 0.2 s", "held after 10 crashes",
     /// "recovery is disabled".
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -32,8 +37,56 @@ pub struct CoreStatus {
     /// The last crash: in which incarnation, of which type, what happened.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_crash: Option<String>,
+    /// What became of the coredump of the last crash, if one was wanted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_dump: Option<String>,
+    /// Kicks of the firmware with notify ids that no vring has, since the daemon started.
+    pub unknown_kicks: u64,
+    /// How long the last boot, stop, recovery, attach and detach took.
+    pub timelines: Vec<TimelineStatus>,
     /// The core's vdevs, in the order of the resource table.
     pub vdevs: Vec<VdevStatus>,
+}
+
+/// The last change of one kind.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TimelineStatus {
+    /// "boot", "stop", "recovery", "attach" or "detach".
+    pub what: String,
+    /// All steps together, in microseconds.
+    pub microseconds: u64,
+    /// Its steps, in order.
+    pub steps: Vec<StepStatus>,
+}
+
+/// One step of a change.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StepStatus {
+    /// "load", "start" and the like.
+    pub step: String,
+    /// How long it took.
+    pub microseconds: u64,
+}
+
+impl From<&Timeline> for TimelineStatus {
+    fn from(timeline: &Timeline) -> Self {
+        let micros =
+            |time: std::time::Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        Self {
+            what: timeline.what.to_owned(),
+            microseconds: micros(timeline.total()),
+            steps: timeline
+                .steps
+                .iter()
+                .map(|(step, time)| StepStatus {
+                    step: (*step).to_owned(),
+                    microseconds: micros(*time),
+                })
+                .collect(),
+        }
+    }
 }
 
 /// One vdev.

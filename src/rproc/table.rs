@@ -1,9 +1,12 @@
 //! The resource table of a running core: what the host writes back into it.
 //!
-//! What belongs here: the working copy and the live copy in the core's memory, and which of them
-//! is written. What does not: what the fields mean; their offsets come from
-//! [`firmware`](crate::firmware). The firmware can write the live copy at any time, so nothing
-//! that was checked when the image was read is ever read back from it.
+//! There are three copies: the *cached* one, with what is known before the core starts (places,
+//! notify ids), which each start of the core begins with; the *live* one in the core's memory; and
+//! what we know the live one to be, which stands in for it where the core has none.
+//!
+//! What belongs here: those copies, and which of them is written. What does not: what the fields
+//! mean; their offsets come from [`firmware`](crate::firmware). The firmware can write the live
+//! copy at any time, so nothing that was checked when the image was read is ever read back from it.
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -19,6 +22,7 @@ pub struct LiveTable {
     /// Where the core sees it; `None` if the image does not load its table, and then the core
     /// never sees what is written here (as in Linux).
     place: Option<DeviceAddress>,
+    cached: Vec<u8>,
     bytes: Vec<u8>,
 }
 
@@ -28,6 +32,7 @@ impl LiveTable {
         Self {
             ram,
             place: None,
+            cached: pristine.to_vec(),
             bytes: pristine.to_vec(),
         }
     }
@@ -48,37 +53,43 @@ impl LiveTable {
         self.place.map(|place| (place, self.bytes.len() as u64))
     }
 
-    /// Before the load: writes a word into the working copy.
+    /// Before the core starts: writes a word into the cached copy.
     pub fn prepare_u32(&mut self, offset: usize, value: u32) {
-        if let Some(field) = self.bytes.get_mut(offset..offset + 4) {
+        if let Some(field) = self.cached.get_mut(offset..offset + 4) {
             field.copy_from_slice(&value.to_le_bytes());
         }
     }
 
-    /// Before the load: writes a byte into the working copy.
+    /// Before the core starts: writes a byte into the cached copy.
     pub fn prepare_u8(&mut self, offset: usize, value: u8) {
-        if let Some(field) = self.bytes.get_mut(offset) {
+        if let Some(field) = self.cached.get_mut(offset) {
             *field = value;
         }
     }
 
-    /// After the load: copies the whole working copy to where the core sees it.
-    pub fn publish(&self) {
+    /// Copies the cached table to where the core sees it: what an earlier run wrote is gone.
+    pub fn publish(&mut self) {
+        self.bytes.clone_from(&self.cached);
         self.write_live(0, &self.bytes);
+    }
+
+    /// Copies `pristine`, a table as long as this one, to where the core sees it.
+    pub fn restore(&self, pristine: &[u8]) {
+        if pristine.len() == self.bytes.len() {
+            self.write_live(0, pristine);
+        }
     }
 
     /// While the core runs: writes a word.
     pub fn write_u32(&mut self, offset: usize, value: u32) {
-        self.prepare_u32(offset, value);
-        self.write_live(offset, &value.to_le_bytes());
+        self.write(offset, &value.to_le_bytes());
     }
 
     /// While the core runs: writes a byte, after all that was written before.
     pub fn write_u8(&mut self, offset: usize, value: u8) {
-        self.prepare_u8(offset, value);
         // The status byte says that the other fields are there.
         fence(Ordering::SeqCst);
-        self.write_live(offset, &[value]);
+        self.write(offset, &[value]);
         fence(Ordering::SeqCst);
     }
 

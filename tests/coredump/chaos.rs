@@ -37,9 +37,11 @@ pub fn dies_of(command: &str) -> Dead {
     let mut engine = Rv32::new(ram).unwrap();
     let snapshot = Snapshot::read(firmware_dir(), "chaos.elf").unwrap();
     let image = Image::parse(snapshot.bytes(), &engine.image_rules()).unwrap();
-    let mut plan = BootPlan::new(&image, &mut engine, 1, &Grants::default()).unwrap();
-    plan.carry_out(&image, snapshot.bytes(), &mut engine, 1, Clean::All)
+    let mut plan =
+        BootPlan::new(&image, snapshot.bytes(), &mut engine, 1, &Grants::default()).unwrap();
+    plan.load(&image, snapshot.bytes(), &mut engine, Clean::All)
         .unwrap();
+    engine.start(plan.boot, 1).unwrap();
     assert!(matches!(engine.run(PLENTY).end, RunEnd::Waiting { .. }));
 
     let [to_guest, to_core] = plan.vdevs[0].make_rings(&plan.carveouts).unwrap();

@@ -250,7 +250,7 @@ fn an_endless_flood_on_the_console_is_limited() {
     assert_eq!(machine.run().end, RunEnd::BudgetSpent);
     assert_eq!(machine.lines().len(), 200);
     assert!(machine.core.statistics().suppressed_lines > 10_000);
-    machine.core.stop();
+    machine.core.stop().unwrap();
     assert!(machine.lines()[200].ends_with("lines left out)"));
 }
 
@@ -258,8 +258,8 @@ fn an_endless_flood_on_the_console_is_limited() {
 fn stopping_twice_is_stopping_once() {
     let mut machine = echo();
     machine.assert_waits();
-    machine.core.stop();
-    machine.core.stop();
+    machine.core.stop().unwrap();
+    machine.core.stop().unwrap();
     machine.kick(1);
     let run = machine.run();
     assert_eq!(run.end, RunEnd::Waiting { until: None });

@@ -519,7 +519,7 @@ fn a_trap_without_a_handler_is_a_crash_that_leaves_the_registers() {
     assert_eq!(machine.run().end, RunEnd::Crashed(crash.clone()));
     machine.kick(0);
     assert_eq!(machine.run().end, RunEnd::Crashed(crash));
-    machine.core.stop();
+    machine.core.stop().unwrap();
     assert_eq!(machine.registers(), registers);
     assert_eq!(machine.run().end, RunEnd::Waiting { until: None });
 }

@@ -1,10 +1,11 @@
 //! Images with the shapes that firmware of the field has, made by our builders: each is accepted
 //! with the right plan, or refused with a sentence that says what is in the way.
 
+use rprocd::engine::Engine;
 use rprocd::engine::{ImageRules, NotifyId};
 use rprocd::firmware::Snapshot;
 use rprocd::memory::DeviceAddress;
-use rprocd::rproc::{BootError, BootPlan, Check, CheckOptions, Clean, Grants, check};
+use rprocd::rproc::{BootError, Check, CheckOptions, Clean, Grants, check};
 
 use super::elf_builder::Elf;
 use super::plan::{BASE, MIB, core, live_word, planned};
@@ -183,9 +184,10 @@ fn notify_ids_of_the_file_are_replaced_by_the_lowest_free_ones() {
     let elf = rtos_rpmsg();
     let bytes = elf.build();
     let image = core.image(&bytes);
-    let plan = core.plan(&image, 1, &Grants::default()).unwrap();
-    plan.carry_out(&image, &bytes, &mut core.engine, 1, Clean::All)
+    let mut plan = core.plan(&image, 1, &Grants::default()).unwrap();
+    plan.load(&image, &bytes, &mut core.engine, Clean::All)
         .unwrap();
+    core.engine.start(plan.boot, 1).unwrap();
     let section = image.table.as_ref().unwrap();
     for (index, vring) in section
         .table
@@ -240,14 +242,15 @@ fn a_table_linked_elsewhere_than_loaded_is_written_where_it_was_linked_to() {
     let mut core = core(4 * MIB);
     let bytes = elf.build();
     let image = core.image(&bytes);
-    let plan: BootPlan = core.plan(&image, 0, &Grants::default()).unwrap();
+    let mut plan = core.plan(&image, 0, &Grants::default()).unwrap();
     assert!(
         plan.notices[0].contains("as Linux does"),
         "{:?}",
         plan.notices
     );
-    plan.carry_out(&image, &bytes, &mut core.engine, 1, Clean::All)
+    plan.load(&image, &bytes, &mut core.engine, Clean::All)
         .unwrap();
+    core.engine.start(plan.boot, 1).unwrap();
     // `pa` of the carveout: written into the live copy, a placeholder in the loaded one.
     let pa = 20 + 8;
     assert_eq!(live_word(&core.ram, u64::from(BASE) + 0x10_0000 + pa), BASE);

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use rprocd::engine::rv32::{Rv32, board};
-use rprocd::engine::{
-    Engine, EngineError, ImageRules, NotifyId, NotifySet, Run, RunEnd, VendorEntry,
-};
+use rprocd::engine::{Engine, EngineError, ImageRules, NotifyId, Run, RunEnd, VendorEntry};
 use rprocd::firmware::{Image, Snapshot};
 use rprocd::memory::{CarveoutLimits, DeviceAddress, Ram};
 use rprocd::report::sentence;
@@ -45,7 +43,7 @@ impl TestCore {
         vdevs: usize,
         grants: &Grants,
     ) -> Result<BootPlan, BootError> {
-        BootPlan::new(image, &mut self.engine, vdevs, grants)
+        BootPlan::new(image, &[], &mut self.engine, vdevs, grants)
     }
 }
 
@@ -171,9 +169,10 @@ fn an_image_without_a_table_runs() {
         .load(BASE, &0x6f_u32.to_le_bytes(), 64)
         .build();
     let image = core.image(&bytes);
-    let plan = core.plan(&image, 0, &Grants::default()).unwrap();
-    plan.carry_out(&image, &bytes, &mut core.engine, 1, Clean::All)
+    let mut plan = core.plan(&image, 0, &Grants::default()).unwrap();
+    plan.load(&image, &bytes, &mut core.engine, Clean::All)
         .unwrap();
+    core.engine.start(plan.boot, 1).unwrap();
     assert_eq!(core.engine.run(1000).end, RunEnd::BudgetSpent);
 }
 
@@ -261,9 +260,10 @@ fn the_pa_of_a_carveout_is_a_placeholder_and_is_replaced() {
         let mut core = core(MIB);
         let bytes = elf(pa);
         let image = core.image(&bytes);
-        let plan = core.plan(&image, 0, &Grants::default()).unwrap();
-        plan.carry_out(&image, &bytes, &mut core.engine, 1, Clean::All)
+        let mut plan = core.plan(&image, 0, &Grants::default()).unwrap();
+        plan.load(&image, &bytes, &mut core.engine, Clean::All)
             .unwrap();
+        core.engine.start(plan.boot, 1).unwrap();
         assert_eq!(
             live_word(&core.ram, u64::from(BASE) + 0x1000 + 20 + 8),
             BASE
@@ -344,15 +344,14 @@ impl Engine for Knowing {
         Ok(())
     }
 
-    fn stop(&mut self) {}
+    fn stop(&mut self) -> Result<(), EngineError> {
+        Ok(())
+    }
 
     fn kick(&mut self, _: NotifyId) {}
 
     fn run(&mut self, _: u64) -> Run {
-        Run {
-            kicks: NotifySet::default(),
-            end: RunEnd::Waiting { until: None },
-        }
+        Run::quiet(RunEnd::Waiting { until: None })
     }
 }
 
@@ -369,7 +368,7 @@ fn a_vendor_entry_is_offered_to_the_engine_whatever_the_policy() {
     let mut plan = |table: Table| {
         let bytes = with(table).build();
         let image = Image::parse(&bytes, &ImageRules::ANY).unwrap();
-        BootPlan::new(&image, &mut engine, 0, &grants).map(|plan| plan.notices)
+        BootPlan::new(&image, &[], &mut engine, 0, &grants).map(|plan| plan.notices)
     };
     assert!(plan(Table::new().raw(200, &[9; 4])).unwrap().is_empty());
     assert_eq!(

@@ -41,7 +41,11 @@ use op::{Kind, Op};
 pub use time::Clock;
 use time::Time;
 
-use super::{Crash, CrashKind, Engine, EngineError, ImageRules, NotifyId, NotifySet, Run, RunEnd};
+use super::{
+    Abilities, Crash, CrashKind, Engine, EngineError, Evidence, ImageRules, NotifyId, Run, RunEnd,
+};
+use crate::coredump;
+use crate::firmware::Image;
 use crate::memory::{DeviceAddress, Ram};
 
 /// How many instructions may pass before the clock is looked at: some 30 us, so that a busy loop
@@ -92,6 +96,9 @@ pub struct Rv32 {
     devices: Devices,
     time: Time,
     state: State,
+    suspended: bool,
+    /// Kicks with ids that do not exist, as far as they have been reported.
+    strays_told: u64,
 }
 
 impl Rv32 {
@@ -125,6 +132,8 @@ impl Rv32 {
             )),
             time: Time::new(clock),
             state: State::Stopped,
+            suspended: false,
+            strays_told: 0,
         })
     }
 
@@ -167,6 +176,19 @@ impl Rv32 {
         }
     }
 
+    /// Nothing of the core runs any more.
+    fn halt(&mut self) {
+        self.suspended = false;
+        if let State::Stopped = self.state {
+            return;
+        }
+        self.state = State::Stopped;
+        self.time.refresh();
+        self.devices.finish(self.time.now());
+        self.devices.take_kicks();
+        self.code.release();
+    }
+
     /// Runs until the core waits, has used up `budget`, or ends.
     ///
     /// The budget pays for instructions retired, traps taken, and (so that firmware cannot make
@@ -184,7 +206,10 @@ impl Rv32 {
             let pending = self.devices.interrupts(&self.time) & self.hart.mie;
             if let State::Running { waiting: true } = self.state {
                 if pending == 0 {
-                    let until = self.devices.next_event(self.hart.mie, &self.time);
+                    let until = self
+                        .devices
+                        .next_event(self.hart.mie, &self.time)
+                        .and_then(|until| self.time.on_host(until));
                     return Ok(RunEnd::Waiting { until });
                 }
                 self.state = State::Running { waiting: false };
@@ -507,29 +532,43 @@ impl Engine for Rv32 {
         }
     }
 
-    fn check_boot(&self, boot: DeviceAddress) -> Result<(), EngineError> {
-        self.entry_point(boot).map(drop)
+    fn abilities(&self) -> Abilities {
+        Abilities {
+            suspends: true,
+            ..Abilities::BOOTS
+        }
+    }
+
+    fn get_boot_addr(&self, image: &Image) -> Result<DeviceAddress, EngineError> {
+        self.entry_point(image.boot).map(|_| image.boot)
     }
 
     fn start(&mut self, boot: DeviceAddress, incarnation: u32) -> Result<(), EngineError> {
-        self.stop();
+        self.halt();
         let pc = self.entry_point(boot)?;
         self.hart = Hart::new(pc);
         self.devices.reset(incarnation);
+        self.strays_told = 0;
         self.time.restart();
         self.state = State::Running { waiting: false };
         Ok(())
     }
 
-    fn stop(&mut self) {
-        if let State::Stopped = self.state {
-            return;
-        }
-        self.state = State::Stopped;
-        self.time.refresh();
-        self.devices.finish(self.time.now());
-        self.devices.take_kicks();
-        self.code.release();
+    fn stop(&mut self) -> Result<(), EngineError> {
+        self.halt();
+        Ok(())
+    }
+
+    fn suspend(&mut self) -> Result<(), EngineError> {
+        self.suspended = true;
+        self.time.pause();
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), EngineError> {
+        self.suspended = false;
+        self.time.resume();
+        Ok(())
     }
 
     fn kick(&mut self, id: NotifyId) {
@@ -539,14 +578,13 @@ impl Engine for Rv32 {
     }
 
     fn run(&mut self, budget: u64) -> Run {
-        let nothing = |end| Run {
-            kicks: NotifySet::default(),
-            end,
-        };
         match &self.state {
-            State::Stopped => return nothing(RunEnd::Waiting { until: None }),
-            State::PoweredOff => return nothing(RunEnd::PoweredOff),
-            State::Crashed(crash) => return nothing(RunEnd::Crashed(crash.clone())),
+            State::Stopped => return Run::quiet(RunEnd::Waiting { until: None }),
+            State::PoweredOff => return Run::quiet(RunEnd::PoweredOff),
+            State::Crashed(crash) => return Run::quiet(RunEnd::Crashed(crash.clone())),
+            State::Running { .. } if self.suspended => {
+                return Run::quiet(RunEnd::Waiting { until: None });
+            }
             State::Running { .. } => {}
         }
         let end = match self.turn(budget) {
@@ -566,9 +604,23 @@ impl Engine for Rv32 {
                 }
             }
         };
+        let strays = self.devices.ignored_kicks();
         Run {
             kicks: self.devices.take_kicks(),
+            stray_kicks: strays - std::mem::replace(&mut self.strays_told, strays),
             end,
+        }
+    }
+
+    fn coredump(&mut self, crash: &Crash) -> Evidence<'_> {
+        let Registers { pc, x } = self.registers();
+        Evidence {
+            class: coredump::Class::Elf32,
+            machine: ImageRules::RV32.machine.map_or(0, |(machine, _)| machine),
+            registers: Some(coredump::Registers::riscv32(crash.kind.signal(), pc, &x)),
+            // x2 is the stack pointer.
+            stack: Some(DeviceAddress(u64::from(x[2]))),
+            segments: Vec::new(),
         }
     }
 }

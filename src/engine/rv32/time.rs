@@ -1,7 +1,8 @@
 //! Time as the board's devices see it.
 //!
-//! What belongs here: one reading of the host's monotonic clock, kept until the next, and its
-//! conversion to ticks of `mtime`. What does not: deadlines; whoever has one, keeps it.
+//! What belongs here: one reading of the host's monotonic clock, kept until the next, its
+//! conversion to ticks of `mtime`, and the pauses that the board does not see. What does not:
+//! deadlines; whoever has one, keeps it.
 
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,10 @@ const NANOSECONDS_PER_TICK: u64 = 1_000_000_000 / TICKS_PER_SECOND;
 
 pub(super) struct Time {
     clock: Clock,
+    /// How long the board was paused: its time is the host's less this.
+    paused: Duration,
+    /// Since when, by the host's clock, if it is paused now.
+    paused_since: Option<Instant>,
     started: Instant,
     now: Instant,
     ticks: u64,
@@ -24,6 +29,8 @@ impl Time {
         let now = clock();
         Self {
             clock,
+            paused: Duration::ZERO,
+            paused_since: None,
             started: now,
             now,
             ticks: 0,
@@ -32,6 +39,8 @@ impl Time {
 
     /// Begins `mtime` anew at zero.
     pub(super) fn restart(&mut self) {
+        self.paused = Duration::ZERO;
+        self.paused_since = None;
         self.started = (self.clock)();
         self.now = self.started;
         self.ticks = 0;
@@ -39,10 +48,28 @@ impl Time {
 
     /// Looks at the clock.
     pub(super) fn refresh(&mut self) {
-        self.now = (self.clock)();
+        let host = self.paused_since.unwrap_or_else(|| (self.clock)());
+        self.now = host.checked_sub(self.paused).unwrap_or(self.started);
         let elapsed = self.now.saturating_duration_since(self.started);
         let ticks = elapsed.as_nanos() / u128::from(NANOSECONDS_PER_TICK);
         self.ticks = u64::try_from(ticks).unwrap_or(u64::MAX);
+    }
+
+    /// Stops the board's time.
+    pub(super) fn pause(&mut self) {
+        self.paused_since.get_or_insert((self.clock)());
+    }
+
+    /// Lets it go on from where it stopped.
+    pub(super) fn resume(&mut self) {
+        if let Some(since) = self.paused_since.take() {
+            self.paused += (self.clock)().saturating_duration_since(since);
+        }
+    }
+
+    /// When by the host's clock it is `instant` by the board's.
+    pub(super) fn on_host(&self, instant: Instant) -> Option<Instant> {
+        instant.checked_add(self.paused)
     }
 
     /// As of the last look.

@@ -1,0 +1,147 @@
+//! What is kept of an incarnation that crashed: a coredump, before anything is loaded again.
+//!
+//! What belongs here: whether one is written, what goes into it, and how long that may take. What
+//! does not: the file (see [`coredump`](crate::coredump)).
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use log::{error, info, warn};
+
+use super::boot::BootPlan;
+use crate::coredump::{
+    Dump, DumpStore, FirmwareId, Limits, Mode, Outcome, Segment, Source, StoreError, Style, within,
+};
+use crate::engine::{Crash, Engine, Evidence};
+use crate::firmware::Snapshot;
+use crate::memory::{DeviceAddress, Ram};
+
+/// Whether and how coredumps of a core are written.
+#[derive(Debug)]
+pub struct Coredumps {
+    mode: Mode,
+    /// How long a recovery waits for one in [`Mode::Enabled`].
+    patience: Duration,
+    style: Style,
+    store: Option<DumpStore>,
+}
+
+impl Coredumps {
+    /// None are written.
+    pub fn disabled() -> Self {
+        Self {
+            mode: Mode::Disabled,
+            patience: Duration::ZERO,
+            style: Style::default(),
+            store: None,
+        }
+    }
+
+    /// They are written to `directory`, within `patience` in [`Mode::Enabled`]. Dumps of an earlier
+    /// process stay and count.
+    ///
+    /// # Errors
+    /// [`StoreError`] if that is no place for dumps; nothing is created.
+    pub fn new(
+        directory: &Path,
+        core: &str,
+        limits: Limits,
+        mode: Mode,
+        patience: Duration,
+    ) -> Result<Self, StoreError> {
+        Ok(Self {
+            mode,
+            patience,
+            style: Style::default(),
+            store: Some(DumpStore::open(directory, core, limits)?),
+        })
+    }
+
+    /// The same, for tools that look segments up by name.
+    #[must_use]
+    pub fn with_style(mut self, style: Style) -> Self {
+        self.style = style;
+        self
+    }
+
+    /// In which mode.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Writes what there is to be known of a core that has stopped after a crash. Whatever becomes
+    /// of it, the core is recovered. Returns what became of it, unless none was wanted.
+    pub(super) fn save(
+        &mut self,
+        core: &str,
+        engine: &mut dyn Engine,
+        plan: &BootPlan,
+        firmware: Option<&Snapshot>,
+        incarnation: u32,
+        crash: &Crash,
+    ) -> Option<Outcome> {
+        let store = match (&mut self.store, self.mode) {
+            (None, _) | (_, Mode::Disabled) => return None,
+            (Some(store), Mode::Enabled | Mode::Inline) => store,
+        };
+        let ram = engine.ram().clone();
+        let Evidence {
+            class,
+            machine,
+            registers,
+            stack,
+            segments: of_engine,
+        } = engine.coredump(crash);
+        let reason = format!("{}: {}", crash.kind, crash.detail);
+        let mut dump = Dump {
+            incarnation,
+            time: SystemTime::now(),
+            reason: &reason,
+            firmware: firmware.map(|snapshot| FirmwareId {
+                name: snapshot.name(),
+                sha256: snapshot.sha256(),
+            }),
+            class,
+            machine,
+            boot: plan.boot,
+            registers,
+            segments: segments(plan, &ram, stack),
+            style: self.style,
+        };
+        dump.segments.extend(of_engine);
+        let outcome = match self.mode {
+            Mode::Inline => store.save(&mut dump, &mut || ControlFlow::Continue(())),
+            Mode::Enabled | Mode::Disabled => store.save(&mut dump, &mut within(self.patience)),
+        };
+        match &outcome {
+            Outcome::Written { .. } | Outcome::Skipped { .. } => info!("{core}: {outcome}"),
+            Outcome::Partial { .. } => warn!("{core}: {outcome}"),
+            Outcome::Failed { .. } => error!("{core}: {outcome}"),
+        }
+        Some(outcome)
+    }
+}
+
+/// The carveouts, the one with the stack first: a dump that is cut short ends early.
+fn segments<'a>(
+    plan: &BootPlan,
+    memory: &'a Ram,
+    stack: Option<DeviceAddress>,
+) -> Vec<Segment<'a>> {
+    let has_stack = |da: DeviceAddress, len: u64| {
+        // A full stack points to its end.
+        stack.is_some_and(|stack| stack.offset_from(da).is_some_and(|offset| offset <= len))
+    };
+    let mut carveouts: Vec<_> = plan.carveouts.iter().collect();
+    carveouts.sort_by_key(|carveout| !has_stack(carveout.da, carveout.len));
+    carveouts
+        .into_iter()
+        .map(|carveout| Segment {
+            name: carveout.name.clone(),
+            da: carveout.da,
+            len: carveout.len,
+            source: Source::Memory(memory),
+        })
+        .collect()
+}
