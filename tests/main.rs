@@ -9,6 +9,7 @@
 //! | `frontend` | not tests: a VMM and an rpmsg driver in this process |
 //! | `guest` | the real daemon against that VMM and that driver |
 //! | `harness` | that VMM and that driver against a device that is known to be right, or wrong |
+//! | `lifecycle` | states and their changes against Linux's order, a table and a model |
 //! | `operator` | command lines and the control socket |
 //! | `scripted` | the library's cores and sockets with an engine that runs a script |
 //! | `wear` | the real daemon after many sessions, and while nothing happens |
@@ -25,6 +26,7 @@ mod firmware;
 mod frontend;
 mod guest;
 mod harness;
+mod lifecycle;
 mod operator;
 mod scripted;
 mod wear;

@@ -221,7 +221,8 @@ impl Run {
 #[error("{0}")]
 pub struct EngineError(pub String);
 
-/// What an engine can do at all. In Linux: which of the optional operations a driver has.
+/// What an engine can do at all, asked before anything is undone for it. In Linux: which of the
+/// optional operations a driver has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Abilities {
     /// It can boot an image.
@@ -231,8 +232,6 @@ pub struct Abilities {
     /// A core that was attached and has crashed comes back by itself and is attached again; it is
     /// not booted. Linux's feature `RPROC_FEAT_ATTACH_ON_RECOVERY`.
     pub attaches_on_recovery: bool,
-    /// It can pause a core.
-    pub suspends: bool,
 }
 
 impl Abilities {
@@ -241,7 +240,6 @@ impl Abilities {
         boots: true,
         attaches: false,
         attaches_on_recovery: false,
-        suspends: false,
     };
 }
 

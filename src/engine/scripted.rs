@@ -239,10 +239,7 @@ impl Scripted {
         Ok(Self {
             ram: Ram::new("scripted", base, len)?,
             rules: ImageRules::RV32,
-            abilities: Abilities {
-                suspends: true,
-                ..Abilities::BOOTS
-            },
+            abilities: Abilities::BOOTS,
             runs_already: false,
             loads: false,
             table: None,

@@ -415,12 +415,13 @@ impl Machine {
 
     fn stop_core(&mut self) -> Result<(), RequestError> {
         let mut stopwatch = Stopwatch::start("stop");
-        // One that crashed has been stopped, unless the engine could not.
-        if !matches!(&self.state, State::Crashed(_, next, _) if *next != Next::Stuck) {
-            let crashed = matches!(self.state, State::Crashed(..));
-            self.take_down(crashed, End::Stop, &mut stopwatch)
-                .map_err(|cause| self.engine_failed(Verb::Stop, cause))?;
-        }
+        let ended = match &self.state {
+            State::Crashed(_, Next::Stuck, _) => self.end_after_crash(&mut stopwatch),
+            // It has been stopped.
+            State::Crashed(..) => Ok(()),
+            _ => self.take_down(false, End::Stop, &mut stopwatch),
+        };
+        ended.map_err(|cause| self.engine_failed(Verb::Stop, cause))?;
         self.gone(State::Offline);
         stopwatch.lap("unprepare");
         self.record(stopwatch);
@@ -449,6 +450,10 @@ impl Machine {
     }
 
     fn detach_core(&mut self) -> Result<(), RequestError> {
+        if !self.engine.abilities().attaches {
+            let cause = self.engine.cannot("let go of a core");
+            return Err(self.engine_failed(Verb::Detach, cause));
+        }
         let mut stopwatch = Stopwatch::start("detach");
         self.take_down(false, End::Detach, &mut stopwatch)
             .map_err(|cause| self.engine_failed(Verb::Detach, cause))?;
@@ -593,9 +598,8 @@ impl Machine {
     fn boot_afresh(&mut self) -> Result<(), RequestError> {
         match &self.state {
             State::Crashed(_, Next::Stuck, _) => {
-                let mut stopwatch = Stopwatch::start("stop");
-                self.take_down(true, End::Stop, &mut stopwatch)
-                    .map_err(|cause| self.engine_failed(Verb::Stop, cause))?;
+                self.end_after_crash(&mut Stopwatch::start("stop"))
+                    .map_err(|cause| self.engine_failed(Verb::Start, cause))?;
                 self.engine.unprepare();
             }
             State::Crashed(..) => self.engine.unprepare(),
@@ -621,6 +625,9 @@ impl Machine {
 
     /// Linux's `rproc_fw_boot()`.
     fn boot(&mut self, stopwatch: &mut Stopwatch) -> Result<Incarnation, BootError> {
+        if !self.engine.abilities().boots {
+            return Err(BootError::Start(self.engine.cannot("boot a core")));
+        }
         let Firmware {
             snapshot, image, ..
         } = &self.firmware;
@@ -832,9 +839,8 @@ impl Machine {
             self.name, self.crashes, self.incarnations, crash.kind, crash.detail
         );
         let mut stopwatch = Stopwatch::start("recovery");
-        let again = self.is_attached_again();
-        let end = if again { End::Detach } else { End::Stop };
-        let stopped = self.take_down(true, end, &mut stopwatch);
+        self.last_crash = Some((self.incarnations, crash));
+        let stopped = self.end_after_crash(&mut stopwatch);
         let (State::Running(incarnation)
         | State::Suspended(incarnation)
         | State::Attached(incarnation)) = std::mem::replace(&mut self.state, State::Offline)
@@ -843,21 +849,6 @@ impl Machine {
         };
         let next = match stopped {
             Ok(()) => {
-                // A core that comes back by itself is not dumped, as in Linux: its memory is
-                // its own already.
-                if !again {
-                    let booted = matches!(incarnation.origin, Origin::Booted);
-                    let dumped = self.coredumps.save(
-                        &self.name,
-                        &mut *self.engine,
-                        &incarnation.plan,
-                        booted.then_some(&self.firmware.snapshot),
-                        self.incarnations,
-                        &crash,
-                    );
-                    self.last_dump = dumped.map(|outcome| outcome.to_string());
-                    stopwatch.lap("coredump");
-                }
                 let now = Instant::now();
                 let ran_for = now.saturating_duration_since(incarnation.since);
                 match self.history.crashed(&self.policies.recovery, now, ran_for) {
@@ -871,11 +862,38 @@ impl Machine {
                 Next::Stuck
             }
         };
-        self.last_crash = Some((self.incarnations, crash));
         self.state = State::Crashed(incarnation, next, stopwatch);
         if let Some(next) = self.next_in_words() {
             info!("{}: {next}", self.name);
         }
+    }
+
+    /// Ends the incarnation that died, and takes the evidence. A core that comes back by itself is
+    /// let go of and not dumped, as in Linux: its memory is its own again.
+    ///
+    /// # Errors
+    /// What the engine says; there is no evidence yet.
+    fn end_after_crash(&mut self, stopwatch: &mut Stopwatch) -> Result<(), EngineError> {
+        if self.is_attached_again() {
+            return self.take_down(false, End::Detach, stopwatch);
+        }
+        self.take_down(true, End::Stop, stopwatch)?;
+        if let (Some(Incarnation { plan, origin, .. }), Some((number, crash))) =
+            (self.state.incarnation(), &self.last_crash)
+        {
+            let booted = matches!(origin, Origin::Booted);
+            let dumped = self.coredumps.save(
+                &self.name,
+                &mut *self.engine,
+                plan,
+                booted.then_some(&self.firmware.snapshot),
+                *number,
+                crash,
+            );
+            self.last_dump = dumped.map(|outcome| outcome.to_string());
+            stopwatch.lap("coredump");
+        }
+        Ok(())
     }
 
     /// Does the incarnation that is there come back by itself after a crash?
@@ -935,8 +953,7 @@ impl Machine {
     fn restart(&mut self) -> Result<(), RequestError> {
         let again = self.is_attached_again();
         if matches!(self.state, State::Crashed(_, Next::Stuck, _)) {
-            let end = if again { End::Detach } else { End::Stop };
-            self.take_down(true, end, &mut Stopwatch::start("stop"))
+            self.end_after_crash(&mut Stopwatch::start("stop"))
                 .map_err(|cause| self.engine_failed(Verb::Recover, cause))?;
         }
         let State::Crashed(incarnation, _, mut stopwatch) =

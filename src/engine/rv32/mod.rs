@@ -41,9 +41,7 @@ use op::{Kind, Op};
 pub use time::Clock;
 use time::Time;
 
-use super::{
-    Abilities, Crash, CrashKind, Engine, EngineError, Evidence, ImageRules, NotifyId, Run, RunEnd,
-};
+use super::{Crash, CrashKind, Engine, EngineError, Evidence, ImageRules, NotifyId, Run, RunEnd};
 use crate::coredump;
 use crate::firmware::Image;
 use crate::memory::{DeviceAddress, Ram};
@@ -529,13 +527,6 @@ impl Engine for Rv32 {
                     .map(|window| format!("{} at {:#010x}", window.name, window.base))
                     .join(", ")
             ))),
-        }
-    }
-
-    fn abilities(&self) -> Abilities {
-        Abilities {
-            suspends: true,
-            ..Abilities::BOOTS
         }
     }
 
