@@ -2,7 +2,7 @@
 //!
 //! An image is a `main` that gets a [`Board`] and serves [`Endpoint`]s; see `src/bin/echo.rs` for
 //! a whole one. What belongs here: everything that an image needs and that is not about what the
-//! image does. The ring and protocol code ([`virtqueue`], [`rpmsg`], [`bus`], [`table`],
+//! image does, and what more than one image does ([`services`]). The ring and protocol code ([`virtqueue`], [`rpmsg`], [`bus`], [`table`],
 //! [`memory`], [`text`]) knows no registers and is tested on a host.
 //!
 //! `unsafe` is allowed where memory or the machine is touched and nowhere else: `memory`, and the
@@ -29,6 +29,8 @@ mod machine;
 pub mod misbehave;
 #[cfg(target_os = "none")]
 pub mod registers;
+#[cfg(target_os = "none")]
+pub mod services;
 #[cfg(target_os = "none")]
 mod start;
 #[cfg(target_os = "none")]

@@ -1,7 +1,10 @@
-//! Dies on demand: for tests of what the host makes of it.
+//! Dies on demand: for tests of what the host and the guest's drivers make of it.
 //!
-//! A message (or, on a board without a mailbox, a line on the serial port) is one command. Nothing
-//! happens, and no watchdog runs, before one comes.
+//! It announces a terminal and the client sample's channel beside its own, so that three drivers of
+//! Linux hold one core when it dies.
+//!
+//! A message to its own channel (or, on a board without a mailbox, a line on the serial port) is
+//! one command. Nothing deadly happens, and no watchdog runs, before one comes.
 
 #![no_std]
 #![no_main]
@@ -9,6 +12,7 @@
 use core::fmt::Write;
 
 use rprocd_guest_fw::registers::{finisher, uart, watchdog};
+use rprocd_guest_fw::services::{Sample, Terminal};
 use rprocd_guest_fw::text::{Line, Shown};
 use rprocd_guest_fw::{Board, Endpoint, Full, Message, Outbox, Payload, Service, Turn};
 use rprocd_guest_fw::{image, misbehave, trace};
@@ -174,7 +178,12 @@ fn main(board: Board) -> ! {
     if chaos.incarnation.is_none() {
         shell(&chaos);
     }
-    board.serve(&mut [Endpoint::new("rpmsg-raw", 1024, &mut chaos)])
+    let (mut terminal, mut sample) = (Terminal::default(), Sample::default());
+    board.serve(&mut [
+        Endpoint::new("rpmsg-raw", 1024, &mut chaos),
+        Endpoint::new(Terminal::NAME, 1025, &mut terminal),
+        Endpoint::new(Sample::NAME, 1026, &mut sample),
+    ])
 }
 
 image!("chaos", main);
