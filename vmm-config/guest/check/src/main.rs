@@ -22,6 +22,7 @@ const USAGE: &str = "usage:
   rprocd-guest-check create-endpoint CTRL NAME SRC DST
   rprocd-guest-check tty DEV TEXT
   rprocd-guest-check survive DEATHS
+  rprocd-guest-check die illegal|wild-store|stack-overflow|hang
   rprocd-guest-check agent DEV
 Addresses are decimal or 0x hexadecimal; `any` is 0xffffffff.";
 
@@ -59,6 +60,7 @@ fn run(words: &[&str]) -> Result<bool> {
             let deaths = deaths.parse();
             survive::survive(deaths.context("DEATHS must be a number")?)
         }
+        ["die", death] => survive::die(death),
         ["agent", device] => agent::serve(device).map(|()| true),
         _ => bail!("{USAGE}"),
     }
