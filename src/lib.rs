@@ -22,7 +22,7 @@
 //! | [`coredump`] | what is kept of a core that died: ELF core files |
 //! | [`vdev`] | one firmware vdev, one vhost-user socket: both sides' rings and the relay |
 //! | [`control`] | the operator's socket |
-//! | [`report`] | how an error becomes a sentence |
+//! | [`report`] | how errors and firmware's words become text for people |
 //!
 //! Words: a *core* is a remote processor, its *engine* is what executes it. A *firmware* (its file:
 //! an *image*) runs on it, in *carveouts* of its memory, at *device addresses* (da). A *vdev* is a
