@@ -21,6 +21,7 @@
 //! | `evidence` | what is kept of one that crashed |
 //! | `timeline` | how long each step took |
 //! | `status` | a core's figures |
+//! | `trace` | what a firmware writes into its trace buffers, followed and kept |
 
 mod admission;
 mod boot;
@@ -37,6 +38,7 @@ mod status;
 mod subdevice;
 mod table;
 mod timeline;
+mod trace;
 
 pub use admission::{Admission, CoreState, Verb, admit};
 pub use boot::{BootError, BootPlan, Clean, TraceBuffer, VdevPlan, check_vdevs};
@@ -55,3 +57,4 @@ pub use status::{
 pub use subdevice::{Refusal, Subdevice};
 pub use table::LiveTable;
 pub use timeline::Timeline;
+pub use trace::{LOG_BYTES, MAX_FOLLOWED, OldText, TraceFollower, TraceText};
