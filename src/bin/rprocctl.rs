@@ -4,16 +4,20 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use rprocd::control::TracePiece;
 use rprocd::rproc::CoreStatus;
 
 /// How long the daemon may take for an answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long who follows a trace waits when there is nothing new.
+const POLL: Duration = Duration::from_millis(200);
 
 /// Shows what rprocd's cores do, starts them and stops them.
 ///
@@ -52,8 +56,11 @@ enum Verb {
         /// The core's name
         core: String,
     },
-    /// The text in a core's trace buffers
+    /// What a core's firmware wrote into its trace buffers
     Trace {
+        /// Go on with what it writes from now on, until interrupted
+        #[arg(short, long)]
+        follow: bool,
         /// The core's name
         core: String,
     },
@@ -68,17 +75,10 @@ fn main() -> ExitCode {
         Verb::Status { json } => status(&arguments.socket, *json),
         Verb::Start { core } => change(&arguments.socket, "io.rprocd.Start", core),
         Verb::Stop { core } => change(&arguments.socket, "io.rprocd.Stop", core),
-        Verb::Trace { core } => trace(&arguments.socket, core),
+        Verb::Trace { core, follow } => trace(&arguments.socket, core, *follow),
     };
-    // A pipe that was closed (`rprocctl trace x | head`) is no failure of ours.
-    let result = result.and_then(|text| match io::stdout().write_all(text.as_bytes()) {
-        Err(cause) if cause.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure(1, format!("cannot write the result: {cause}")))
-        }
-        _ => Ok(()),
-    });
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
+    match result.and_then(|text| write(&text)) {
+        Ok(_) => ExitCode::SUCCESS,
         Err(Failure(status, text)) => {
             eprintln!("rprocctl: {text}");
             ExitCode::from(status)
@@ -205,34 +205,74 @@ fn change(socket: &Path, method: &str, core: &str) -> Result<String, Failure> {
     call(socket, method, &json!({ "core": core })).map(|_| String::new())
 }
 
-fn trace(socket: &Path, core: &str) -> Result<String, Failure> {
-    #[derive(Deserialize)]
-    struct Answer {
-        buffers: Vec<String>,
+/// Writes to the standard output. `false` says that it was closed (`rprocctl trace x | head`),
+/// which is no failure of ours.
+fn write(text: &str) -> Result<bool, Failure> {
+    let mut output = io::stdout();
+    let written = output.write_all(text.as_bytes());
+    match written.and_then(|()| output.flush()) {
+        Ok(()) => Ok(true),
+        Err(cause) if cause.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(cause) => Err(Failure(1, format!("cannot write the result: {cause}"))),
     }
-    let answer = call(socket, "io.rprocd.Trace", &json!({ "core": core }))?;
-    let Answer { buffers } = serde_json::from_value(answer)
-        .map_err(|cause| Failure(1, format!("the answer is not understood: {cause}")))?;
-    let mut text: String = buffers.iter().map(|buffer| printable(buffer)).collect();
-    if !text.is_empty() && !text.ends_with('\n') {
-        text.push('\n');
-    }
-    Ok(text)
 }
 
-/// A firmware's text without what could act on a terminal.
-fn printable(text: &str) -> String {
-    text.chars()
-        .filter(|c| *c != '\r')
-        .flat_map(|c| {
-            let plain = !c.is_control() || c == '\n' || c == '\t';
-            let escaped = (!plain).then(|| c.escape_default());
-            plain
-                .then_some(c)
-                .into_iter()
-                .chain(escaped.into_iter().flatten())
-        })
-        .collect()
+/// Writes what is there, piece by piece; to follow is to go on asking. Returns the line feed that
+/// is missing at the end.
+fn trace(socket: &Path, core: &str, follow: bool) -> Result<String, Failure> {
+    #[derive(Deserialize)]
+    struct Answer {
+        buffers: Vec<TracePiece>,
+    }
+    let mut since: Vec<u64> = Vec::new();
+    // Where the buffers were when they were first asked: a firmware that goes on writing is
+    // not waited for.
+    let mut goal: Option<Vec<u64>> = None;
+    let mut in_line = false;
+    loop {
+        let parameters = json!({ "core": core, "since": since });
+        let answer = call(socket, "io.rprocd.Trace", &parameters)?;
+        let Answer { buffers } = serde_json::from_value(answer)
+            .map_err(|cause| Failure(1, format!("the answer is not understood: {cause}")))?;
+        let goal = goal.get_or_insert_with(|| buffers.iter().map(|piece| piece.end).collect());
+        for (index, piece) in buffers.iter().enumerate() {
+            for gap in gaps(piece) {
+                eprintln!("rprocctl: {core}: trace buffer {index}: {gap}");
+            }
+            if !write(&piece.text)? {
+                return Ok(String::new());
+            }
+            if let Some(last) = piece.text.chars().next_back() {
+                in_line = last != '\n';
+            }
+        }
+        let next: Vec<_> = buffers.iter().map(|piece| piece.next).collect();
+        // Without a step there is nothing but, perhaps, the beginning of a character.
+        let moved = next != since && buffers.iter().any(|piece| !piece.text.is_empty());
+        let reached = next.iter().zip(&*goal).all(|(next, goal)| next >= goal);
+        since = next;
+        if follow && !moved {
+            thread::sleep(POLL);
+        } else if !follow && (!moved || reached) {
+            return Ok(if in_line { "\n".into() } else { String::new() });
+        }
+    }
+}
+
+/// What is missing in front of a piece, in words.
+fn gaps(piece: &TracePiece) -> Vec<String> {
+    let mut gaps = Vec::new();
+    if piece.lost > 0 {
+        let lost = piece.lost;
+        gaps.push(format!("{lost} bytes were gone before they were asked for"));
+    }
+    if piece.overruns > 0 {
+        let times = piece.overruns;
+        gaps.push(format!(
+            "text was overwritten before rprocd looked ({times} times)"
+        ));
+    }
+    gaps
 }
 
 /// One call, one answer.

@@ -10,9 +10,11 @@
 
 mod codec;
 mod server;
+mod trace;
 
 pub use codec::{Codec, CodecError, MAX_MESSAGE_BYTES};
 pub use server::{ControlServer, MAX_CLIENTS};
+pub use trace::{MAX_TRACE_BYTES, TracePiece};
 
 /// The interface, as text: the contract.
 pub const INTERFACE: &str = include_str!("io.rprocd.varlink");

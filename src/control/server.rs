@@ -18,15 +18,14 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::codec::Codec;
+use super::trace::{MAX_TRACE_BYTES, TracePiece};
 use super::{INTERFACE, INTERFACE_NAME};
 use crate::report::sentence;
-use crate::rproc::{Core, Holder, RequestError};
+use crate::rproc::{Core, Holder, RequestError, TraceText};
 use crate::vdev::{SessionError, bind};
 
 /// Clients at one time; one more is hung up on.
 pub const MAX_CLIENTS: usize = 16;
-/// Bytes of a trace buffer in one answer: its end.
-const MAX_TRACE_BYTES: usize = 64 << 10;
 /// The interface that every Varlink service has.
 const SERVICE_INTERFACE: &str = "org.varlink.service";
 const SERVICE_DESCRIPTION: &str = "# What every Varlink service answers.
@@ -73,6 +72,13 @@ struct NoParameters {}
 #[serde(deny_unknown_fields)]
 struct CoreParameters {
     core: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TraceParameters {
+    core: String,
+    since: Option<Vec<u64>>,
 }
 
 #[derive(Deserialize)]
@@ -242,9 +248,14 @@ fn parameters<T: DeserializeOwned>(call: &Call) -> Result<T, Refusal> {
     })
 }
 
-/// The core that a call names.
-fn named<'a>(call: &Call, cores: &'a [Core]) -> Result<&'a Core, Refusal> {
-    let CoreParameters { core: name } = parameters(call)?;
+/// The core that a call is about.
+fn core<'a>(call: &Call, cores: &'a [Core]) -> Result<&'a Core, Refusal> {
+    let CoreParameters { core } = parameters(call)?;
+    named(&core, cores)
+}
+
+/// The core of a name.
+fn named<'a>(name: &str, cores: &'a [Core]) -> Result<&'a Core, Refusal> {
     let found = cores.iter().find(|core| core.name() == name);
     found.ok_or_else(|| {
         Refusal(
@@ -260,7 +271,7 @@ fn change(
     cores: &[Core],
     verb: impl FnOnce(&Core) -> Result<(), RequestError>,
 ) -> Result<Value, Refusal> {
-    let core = named(call, cores)?;
+    let core = core(call, cores)?;
     info!("control: {} {}", call.method, core.name());
     verb(core).map(|()| json!({})).map_err(|cause| {
         Refusal(
@@ -268,6 +279,27 @@ fn change(
             json!({ "core": core.name(), "reason": sentence(&cause) }),
         )
     })
+}
+
+/// What each trace buffer of a core was given since a number, and the number it has come to.
+fn traces(core: &Core, since: &[u64]) -> Vec<(TraceText, u64)> {
+    // Until the core follows its buffers: what is in them now, numbered from their start.
+    let since = since.iter().copied().chain(std::iter::repeat(0));
+    let buffers = core.trace().into_iter().zip(since);
+    let piece = |(text, number): (Vec<u8>, u64)| {
+        let end = text.len() as u64;
+        let first = if number > end { 0 } else { number };
+        let bytes = text
+            .into_iter()
+            .skip(usize::try_from(first).unwrap_or(usize::MAX));
+        let piece = TraceText {
+            first,
+            bytes: bytes.take(MAX_TRACE_BYTES).collect(),
+            ..TraceText::default()
+        };
+        (piece, end)
+    };
+    buffers.map(piece).collect()
 }
 
 fn perform(call: &Call, cores: &[Core]) -> Result<Value, Refusal> {
@@ -283,14 +315,11 @@ fn perform(call: &Call, cores: &[Core]) -> Result<Value, Refusal> {
         "io.rprocd.Start" => change(call, cores, |core| core.start(Holder::Operator)),
         "io.rprocd.Stop" => change(call, cores, Core::stop),
         "io.rprocd.Trace" => {
-            let core = named(call, cores)?;
-            let buffers: Vec<_> = core
-                .trace()
-                .iter()
-                .map(|text| {
-                    let end = &text[text.len().saturating_sub(MAX_TRACE_BYTES)..];
-                    String::from_utf8_lossy(end).into_owned()
-                })
+            let TraceParameters { core, since } = parameters(call)?;
+            let core = named(&core, cores)?;
+            let buffers: Vec<_> = traces(core, &since.unwrap_or_default())
+                .into_iter()
+                .map(|(piece, end)| TracePiece::new(piece, end))
                 .collect();
             Ok(json!({ "buffers": buffers }))
         }
