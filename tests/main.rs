@@ -12,6 +12,7 @@
 //! | `lifecycle` | states and their changes against Linux's order, a table and a model |
 //! | `operator` | command lines and the control socket |
 //! | `scripted` | the library's cores and sockets with an engine that runs a script |
+//! | `trace` | trace buffers, followed by an operator |
 //! | `wear` | the real daemon after many sessions, and while nothing happens |
 
 #![allow(
@@ -29,4 +30,5 @@ mod harness;
 mod lifecycle;
 mod operator;
 mod scripted;
+mod trace;
 mod wear;

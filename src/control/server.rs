@@ -21,7 +21,7 @@ use super::codec::Codec;
 use super::trace::{MAX_TRACE_BYTES, TracePiece};
 use super::{INTERFACE, INTERFACE_NAME};
 use crate::report::sentence;
-use crate::rproc::{Core, Holder, RequestError, TraceText};
+use crate::rproc::{Core, Holder, RequestError};
 use crate::vdev::{SessionError, bind};
 
 /// Clients at one time; one more is hung up on.
@@ -281,27 +281,6 @@ fn change(
     })
 }
 
-/// What each trace buffer of a core was given since a number, and the number it has come to.
-fn traces(core: &Core, since: &[u64]) -> Vec<(TraceText, u64)> {
-    // Until the core follows its buffers: what is in them now, numbered from their start.
-    let since = since.iter().copied().chain(std::iter::repeat(0));
-    let buffers = core.trace().into_iter().zip(since);
-    let piece = |(text, number): (Vec<u8>, u64)| {
-        let end = text.len() as u64;
-        let first = if number > end { 0 } else { number };
-        let bytes = text
-            .into_iter()
-            .skip(usize::try_from(first).unwrap_or(usize::MAX));
-        let piece = TraceText {
-            first,
-            bytes: bytes.take(MAX_TRACE_BYTES).collect(),
-            ..TraceText::default()
-        };
-        (piece, end)
-    };
-    buffers.map(piece).collect()
-}
-
 fn perform(call: &Call, cores: &[Core]) -> Result<Value, Refusal> {
     match call.method.as_str() {
         "io.rprocd.List" => {
@@ -317,7 +296,8 @@ fn perform(call: &Call, cores: &[Core]) -> Result<Value, Refusal> {
         "io.rprocd.Trace" => {
             let TraceParameters { core, since } = parameters(call)?;
             let core = named(&core, cores)?;
-            let buffers: Vec<_> = traces(core, &since.unwrap_or_default())
+            let buffers: Vec<_> = core
+                .traces(since.unwrap_or_default(), MAX_TRACE_BYTES)
                 .into_iter()
                 .map(|(piece, end)| TracePiece::new(piece, end))
                 .collect();

@@ -28,6 +28,7 @@ use super::holders::Holder;
 use super::machine::{Later, Machine, Policies, RequestError, vdev_label};
 use super::status::CoreStatus;
 use super::subdevice::Subdevice;
+use super::trace::TraceText;
 use crate::engine::{Engine, Report, Reporter};
 use crate::firmware::Snapshot;
 use crate::vdev::{GuestFace, GuestQueue, GuestState, RingFault, VIRTIO_RPMSG_F_NS};
@@ -334,9 +335,9 @@ impl Core {
         self.shared.ask(|machine| machine.status())
     }
 
-    /// The text in the core's trace buffers.
-    pub fn trace(&self) -> Vec<Vec<u8>> {
-        self.shared.ask(|machine| machine.trace())
+    /// What was written into the core's trace buffers; see [`Machine::traces`].
+    pub fn traces(&self, since: Vec<u64>, max: usize) -> Vec<(TraceText, u64)> {
+        self.shared.ask(move |machine| machine.traces(&since, max))
     }
 
     /// The face of vdev `index` for a guest; `None` if the firmware has no such vdev. Without

@@ -63,6 +63,7 @@ use super::recovery::{CrashHistory, Decision, RecoveryPolicy};
 use super::status::{CoreStatus, VdevStatus};
 use super::subdevice::{Subdevice, Subdevices};
 use super::timeline::{Stopwatch, Timeline};
+use super::trace::{OldText, TraceText, Traces};
 use crate::engine::{Crash, Engine, EngineError, NotifySet, Reporter};
 use crate::firmware::Snapshot;
 use crate::report::sentence;
@@ -243,6 +244,7 @@ pub struct Machine {
     subdevices: Subdevices,
     policies: Policies,
     coredumps: Coredumps,
+    traces: Traces,
     history: CrashHistory,
     incarnations: u32,
     crashes: u32,
@@ -284,6 +286,7 @@ impl Machine {
             subdevices: Subdevices::default(),
             policies,
             coredumps,
+            traces: Traces::default(),
             history: CrashHistory::default(),
             incarnations: 0,
             crashes: 0,
@@ -674,6 +677,11 @@ impl Machine {
         } = &self.firmware;
         let number = self.incarnations.wrapping_add(1);
         plan.load(image, snapshot.bytes(), &mut *self.engine, clean)?;
+        let old = match clean {
+            Clean::All => OldText::None,
+            Clean::Bss => OldText::Kept,
+        };
+        self.traces.begin(&plan.traces, plan.carveouts.ram(), old);
         stopwatch.lap("load");
         self.subdevices.prepare(&plan)?;
         stopwatch.lap("prepare subdevices");
@@ -766,6 +774,8 @@ impl Machine {
         stopwatch.lap("resources");
         let number = self.incarnations.wrapping_add(1);
         plan.table.publish();
+        self.traces
+            .begin(&plan.traces, plan.carveouts.ram(), OldText::None);
         let attached = self.subdevices.prepare(&plan).and_then(|()| {
             if let Err(cause) = self.engine.attach(number) {
                 self.subdevices.unprepare();
@@ -819,6 +829,7 @@ impl Machine {
             (End::Detach, Origin::Booted) => self.engine.detach()?,
             (End::Stop, _) => self.engine.stop()?,
         }
+        self.traces.look_last(&plan.traces, plan.carveouts.ram());
         stopwatch.lap("stop");
         self.subdevices.unprepare();
         Ok(())
@@ -1009,28 +1020,13 @@ impl Machine {
         }
     }
 
-    /// The text in the trace buffers, in table order: the bytes up to the first NUL, as Linux
-    /// shows them. Empty when the core is offline.
-    pub fn trace(&self) -> Vec<Vec<u8>> {
-        let Some(incarnation) = self.state.incarnation() else {
-            return Vec::new();
-        };
-        let plan = &incarnation.plan;
-        let read = |place, len: u64| {
-            let memory = plan.carveouts.ram().slice(place, len).ok()?;
-            let mut text = vec![0; memory.len()];
-            memory.copy_to(&mut text);
-            text.truncate(
-                text.iter()
-                    .position(|byte| *byte == 0)
-                    .unwrap_or(text.len()),
-            );
-            Some(text)
-        };
-        plan.traces
-            .iter()
-            .map(|trace| read(trace.place, trace.len).unwrap_or_default())
-            .collect()
+    /// What the firmware wrote into each trace buffer since a number (0 where none is given), at
+    /// most `max` bytes, and the number of the next byte. All incarnations are in it.
+    pub fn traces(&mut self, since: &[u64], max: usize) -> Vec<(TraceText, u64)> {
+        if let Some(Incarnation { plan, .. }) = self.state.alive() {
+            self.traces.look_closely(&plan.traces, plan.carveouts.ram());
+        }
+        self.traces.since(since, max)
     }
 
     /// How long the steps of the last changes took, one timeline for each kind of change.

@@ -57,4 +57,4 @@ pub use status::{
 pub use subdevice::{Refusal, Subdevice};
 pub use table::LiveTable;
 pub use timeline::Timeline;
-pub use trace::{LOG_BYTES, MAX_FOLLOWED, OldText, TraceFollower, TraceText};
+pub use trace::{LOG_BYTES, MAX_FOLLOWED, MAX_FOLLOWED_OF_CORE, OldText, TraceFollower, TraceText};

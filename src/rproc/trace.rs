@@ -15,7 +15,7 @@
 //!   leave a NUL where its text ends; otherwise what is behind it is taken for text again.
 //! - A NUL is never text. It may end the text, move with it, or not be there. Text behind a NUL
 //!   that does not go away may be half of a line whose first byte comes last: it is held back for
-//!   [`PATIENCE`] looks, then it counts.
+//!   [`PATIENCE`] looks between which the firmware ran, then it counts.
 //!
 //! # What is promised
 //!
@@ -35,7 +35,8 @@
 //! - A byte that is written over the same byte shows when a later one changes, and not before. A
 //!   firmware that fills the buffer with the same bytes lap after lap writes nothing.
 //! - An overrun that leaves [`margin`] bytes in a row as they were is not noticed.
-//! - Bytes behind the first [`MAX_FOLLOWED`] of a buffer.
+//! - Bytes behind the first [`MAX_FOLLOWED`] of a buffer, and behind the first
+//!   [`MAX_FOLLOWED_OF_CORE`] of all buffers of a core.
 //! - An incarnation that goes on where the last one ended, in memory that was kept: the text in
 //!   front of it is taken for new.
 
@@ -43,15 +44,22 @@ use std::collections::VecDeque;
 
 use vm_memory::VolatileSlice;
 
+use super::boot::TraceBuffer;
+use crate::memory::Ram;
+
 /// Bytes of a buffer that are followed, from its start.
 pub const MAX_FOLLOWED: usize = 256 << 10;
+/// Bytes that are followed of all buffers of a core together, the first buffers first. A table can
+/// name hundreds.
+pub const MAX_FOLLOWED_OF_CORE: usize = 1 << 20;
 /// Bytes of text kept for readers of one buffer.
 pub const LOG_BYTES: usize = 64 << 10;
 /// Bytes that each look compares at the position, and at the start.
 pub const WINDOW: usize = 64;
 /// Bytes that each look compares somewhere else.
 pub const STRIDE: usize = 256;
-/// So many looks text behind a NUL is held back.
+/// So many looks text behind a NUL is held back. Those of readers do not count: between them the
+/// firmware may not have run.
 pub const PATIENCE: u8 = 3;
 /// Overruns that a log remembers the places of.
 const MAX_OVERRUNS: usize = 256;
@@ -167,6 +175,17 @@ enum Position {
     Unsure(usize),
 }
 
+/// Who looks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Looker {
+    /// Whoever drives the core, after the firmware ran.
+    Driver,
+    /// Somebody who wants to read, at any time.
+    Reader,
+    /// The machine, when the firmware will not run any more.
+    Last,
+}
+
 /// Follows one trace buffer. Its memory is bounded by [`MAX_FOLLOWED`] and [`LOG_BYTES`], its work
 /// at each look by the buffer.
 #[derive(Debug)]
@@ -244,18 +263,19 @@ impl TraceFollower {
         if self.held == 0 && !self.glance(buffer) {
             return false;
         }
-        self.look_closely(buffer)
+        self.take(buffer, Looker::Driver)
     }
 
-    /// Logs what is new, wherever it is in the buffer. Says whether text was found.
+    /// Logs what is new, wherever it is in the buffer. For a reader: the firmware may not have run
+    /// since the last look, so text that is held back stays held back. Says whether text was found.
     pub fn look_closely(&mut self, buffer: &VolatileSlice<'_>) -> bool {
-        self.take(buffer, false)
+        self.take(buffer, Looker::Reader)
     }
 
     /// The last look at an incarnation that has stopped or crashed: as
     /// [`TraceFollower::look_closely`], and nothing is held back.
     pub fn look_last(&mut self, buffer: &VolatileSlice<'_>) -> bool {
-        self.take(buffer, true)
+        self.take(buffer, Looker::Last)
     }
 
     /// Text from byte `number` on, at most `max` bytes, and none that follows an overrun; the next
@@ -300,7 +320,7 @@ impl TraceFollower {
         bytes[..len] != known[..len]
     }
 
-    fn take(&mut self, buffer: &VolatileSlice<'_>, last: bool) -> bool {
+    fn take(&mut self, buffer: &VolatileSlice<'_>, looker: Looker) -> bool {
         // A buffer that became shorter has bytes that cannot have changed.
         buffer.copy_to(&mut self.now);
         if self.now == self.shadow {
@@ -310,7 +330,7 @@ impl TraceFollower {
         let before = self.log.end;
         match self.position {
             Position::At(position) if !self.has_come_round(position) => {
-                self.follow(position, last);
+                self.follow(position, looker);
             }
             _ => self.resume(),
         }
@@ -343,9 +363,13 @@ impl TraceFollower {
     }
 
     /// Takes the text from the position on, which is known.
-    fn follow(&mut self, position: usize, last: bool) {
+    fn follow(&mut self, position: usize, looker: Looker) {
         let len = self.now.len();
-        let accept = last || self.held >= PATIENCE;
+        let accept = match looker {
+            Looker::Driver => self.held >= PATIENCE,
+            Looker::Reader => false,
+            Looker::Last => true,
+        };
         let ahead = self.last_change(position, len);
         // NULs at the start are no sign that the writer has gone back to it: it may be clearing.
         let behind = self
@@ -384,7 +408,11 @@ impl TraceFollower {
             return;
         }
         // What is held back stays a change. If it is ahead, nothing behind was looked at.
-        self.held += 1;
+        self.held = match looker {
+            Looker::Driver | Looker::Last => self.held + 1,
+            // The next look of the driver is a close one.
+            Looker::Reader => self.held.max(1),
+        };
         if whole {
             self.shadow[held.end..].copy_from_slice(&self.now[held.end..]);
         }
@@ -482,6 +510,66 @@ impl TraceFollower {
         };
         let bytes = self.now[ahead].iter().chain(&self.now[behind]);
         text.extend(bytes.copied().filter(is_text));
+    }
+}
+
+/// All trace buffers of one core, in table order. They outlive incarnations, as their logs do.
+#[derive(Default, Debug)]
+pub(super) struct Traces(Vec<TraceFollower>);
+
+impl Traces {
+    /// An incarnation begins; see [`TraceFollower::begin`].
+    pub(super) fn begin(&mut self, buffers: &[TraceBuffer], ram: &Ram, old: OldText) {
+        if self.0.len() < buffers.len() {
+            self.0.resize_with(buffers.len(), TraceFollower::new);
+        }
+        self.each(buffers, ram, |follower, buffer| {
+            follower.begin(buffer, old);
+            false
+        });
+    }
+
+    /// See [`TraceFollower::look`].
+    pub(super) fn look(&mut self, buffers: &[TraceBuffer], ram: &Ram) {
+        self.each(buffers, ram, TraceFollower::look);
+    }
+
+    /// See [`TraceFollower::look_closely`].
+    pub(super) fn look_closely(&mut self, buffers: &[TraceBuffer], ram: &Ram) {
+        self.each(buffers, ram, TraceFollower::look_closely);
+    }
+
+    /// See [`TraceFollower::look_last`].
+    pub(super) fn look_last(&mut self, buffers: &[TraceBuffer], ram: &Ram) {
+        self.each(buffers, ram, TraceFollower::look_last);
+    }
+
+    /// For each buffer, what follows a number (where one is missing, 0), and
+    /// [`TraceFollower::end`].
+    pub(super) fn since(&self, numbers: &[u64], max: usize) -> Vec<(TraceText, u64)> {
+        let numbers = numbers.iter().copied().chain(std::iter::repeat(0));
+        self.0
+            .iter()
+            .zip(numbers)
+            .map(|(follower, number)| (follower.since(number, max), follower.end()))
+            .collect()
+    }
+
+    fn each(
+        &mut self,
+        buffers: &[TraceBuffer],
+        ram: &Ram,
+        mut look: impl FnMut(&mut TraceFollower, &VolatileSlice<'_>) -> bool,
+    ) {
+        let mut left = MAX_FOLLOWED_OF_CORE as u64;
+        for (follower, buffer) in self.0.iter_mut().zip(buffers) {
+            let len = buffer.len.min(left).min(MAX_FOLLOWED as u64);
+            left -= len;
+            // Its place was checked when the boot was planned.
+            if let Ok(slice) = ram.slice(buffer.place, len) {
+                look(follower, &slice);
+            }
+        }
     }
 }
 

@@ -66,6 +66,7 @@ impl Machine {
                 stray_kicks,
                 end,
             } = self.engine.run(BUDGET);
+            self.traces.look(&plan.traces, &ram);
             // Whether or not it kicked: the rings say what there is, a kick is only a hint.
             for (index, vdev) in self.vdevs.iter_mut().enumerate() {
                 conclude(vdev.relay_to_guest(&ram), index, &mut *self.engine);

@@ -1,0 +1,239 @@
+//! What a firmware writes into its trace buffer, as an operator follows it.
+//!
+//! What belongs here: the real daemon, `rprocctl trace`, and the control socket's `Trace`. What
+//! does not: the follower alone (`rproc/trace.rs` has its tests).
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rprocd::control::TracePiece;
+use serde_json::json;
+
+use crate::frontend::process::{Core, Daemon};
+use crate::frontend::rpmsg::RpmsgDriver;
+use crate::frontend::vmm::{Options, Vmm};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const OWN_ADDRESS: u32 = 1030;
+
+fn chaos() -> Daemon {
+    Daemon::start(&[Core {
+        name: "core",
+        image: "chaos",
+        settings: "[core.recovery]\nminimum-run-time-ms = 0\nhold-after = 0",
+        ..Core::default()
+    }])
+}
+
+/// One call of `Trace` for the one buffer that our firmware has.
+fn piece(daemon: &Daemon, since: u64) -> TracePiece {
+    let mut stream = UnixStream::connect(daemon.socket("control")).unwrap();
+    let call = json!({
+        "method": "io.rprocd.Trace",
+        "parameters": { "core": "core", "since": [since] },
+    });
+    stream.write_all(format!("{call}\0").as_bytes()).unwrap();
+    let mut reader = BufReader::new(stream);
+    let mut answer = Vec::new();
+    reader.read_until(0, &mut answer).unwrap();
+    answer.pop();
+    let mut answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
+    let buffers = answer["parameters"]["buffers"].take();
+    let mut pieces: Vec<TracePiece> = serde_json::from_value(buffers).unwrap();
+    assert_eq!(pieces.len(), 1);
+    pieces.remove(0)
+}
+
+/// All from `since` on: the text, how much of it was lost, how often it was overrun, what is next.
+fn all_from(daemon: &Daemon, mut since: u64) -> (String, u64, u64, u64) {
+    let (mut text, mut lost, mut overruns) = (String::new(), 0, 0);
+    loop {
+        let piece = piece(daemon, since);
+        text.push_str(&piece.text);
+        lost += piece.lost;
+        overruns += piece.overruns;
+        since = piece.next;
+        if piece.next == piece.end {
+            return (text, lost, overruns, since);
+        }
+    }
+}
+
+fn bound(daemon: &Daemon) -> (Vmm, RpmsgDriver, u32) {
+    let mut vmm = Vmm::connect(&daemon.socket("core"), Options::default()).unwrap();
+    let mut driver = RpmsgDriver::probe(&mut vmm).unwrap();
+    let address = driver.wait_for_channel("rpmsg-raw", PATIENCE).unwrap();
+    (vmm, driver, address)
+}
+
+fn tell(driver: &mut RpmsgDriver, address: u32, command: &str) {
+    driver
+        .send(OWN_ADDRESS, address, command.as_bytes())
+        .unwrap();
+}
+
+fn wait_for_incarnation(daemon: &Daemon, incarnation: u32) {
+    let end = Instant::now() + PATIENCE;
+    while daemon.status()[0].incarnation < incarnation {
+        assert!(Instant::now() < end, "{:?}", daemon.status());
+    }
+}
+
+#[test]
+fn each_line_of_each_incarnation_is_there_once_and_in_order() {
+    let daemon = chaos();
+    let (_vmm, mut driver, mut address) = bound(&daemon);
+    for incarnation in 2..6 {
+        tell(&mut driver, address, "illegal");
+        wait_for_incarnation(&daemon, incarnation);
+        // Its channels go and come.
+        let announced = driver.announcements().len();
+        let end = Instant::now() + PATIENCE;
+        while driver.channels().is_empty() || driver.announcements().len() == announced {
+            assert!(Instant::now() < end, "{:?}", driver.announcements());
+            driver.wait(Duration::from_millis(10));
+            while driver.recv().is_some() {}
+        }
+        address = driver.wait_for_channel("rpmsg-raw", PATIENCE).unwrap();
+    }
+    let (text, lost, overruns, _) = all_from(&daemon, 0);
+    assert_eq!((lost, overruns), (0, 0), "{text}");
+    let found: Vec<_> = text
+        .lines()
+        .filter(|line| line.contains("incarnation") || line.contains("illegal instruction"))
+        .collect();
+    // Each begins, and dies; the last one lives.
+    for incarnation in 1..6 {
+        let starts = text.matches(&format!("incarnation {incarnation}")).count();
+        assert_eq!(starts, 1, "{found:#?}");
+    }
+    assert_eq!(text.matches("as told: illegal").count(), 4, "{found:#?}");
+    let places: Vec<_> = (1..6)
+        .map(|incarnation| text.find(&format!("incarnation {incarnation}")).unwrap())
+        .collect();
+    assert!(places.is_sorted(), "{places:?}");
+}
+
+#[test]
+fn a_flood_is_told_line_by_line_or_its_gaps_are_counted() {
+    let daemon = chaos();
+    let (_vmm, mut driver, address) = bound(&daemon);
+    let (_, _, _, mut since) = all_from(&daemon, 0);
+    tell(&mut driver, address, "trace-flood 2000");
+    // While it writes, to see pieces.
+    let (mut text, mut gaps) = (String::new(), 0);
+    let end = Instant::now() + PATIENCE;
+    while !text.contains("flood 2000 of 2000") {
+        assert!(
+            Instant::now() < end,
+            "{gaps} gaps, and the last: {text:.200}"
+        );
+        let (more, lost, overruns, next) = all_from(&daemon, since);
+        text.push_str(&more);
+        gaps += lost + overruns;
+        since = next;
+    }
+    let numbers: Vec<u32> = text
+        .lines()
+        .filter_map(|line| line.split_once("flood ")?.1.split(' ').next()?.parse().ok())
+        .collect();
+    assert!(numbers.is_sorted(), "lines are never out of order");
+    if gaps == 0 {
+        let missing: Vec<_> = (1..=2000)
+            .filter(|number| !numbers.contains(number))
+            .collect();
+        assert!(
+            missing.is_empty() && numbers.len() == 2000,
+            "{missing:?} are missing"
+        );
+    } else {
+        assert!(numbers.len() <= 2000);
+    }
+}
+
+#[test]
+fn the_trace_of_a_core_that_is_offline_can_still_be_read() {
+    let daemon = chaos();
+    assert!(daemon.rprocctl(&["stop", "core"]).status.success());
+    let output = daemon.rprocctl(&["trace", "core"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("incarnation 1"), "{text}");
+}
+
+#[test]
+fn rprocctl_follows_a_trace_until_it_is_ended() {
+    let daemon = chaos();
+    let (_vmm, mut driver, address) = bound(&daemon);
+    let mut follower = Command::new(env!("CARGO_BIN_EXE_rprocctl"))
+        .arg("--socket")
+        .arg(daemon.socket("control"))
+        .args(["trace", "--follow", "core"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    let mut until = |wanted: &str| {
+        let found = lines.by_ref().find(|line| {
+            let line = line.as_ref().expect("a line");
+            line.contains(wanted)
+        });
+        assert!(found.is_some(), "{wanted}");
+    };
+    until("incarnation 1");
+    tell(&mut driver, address, "trace-flood 3");
+    until("flood 3 of 3");
+    tell(&mut driver, address, "illegal");
+    until("incarnation 2");
+    follower.kill().unwrap();
+    follower.wait().unwrap();
+    drop(driver);
+    assert_eq!(daemon.status()[0].crashes, 1);
+}
+
+#[test]
+fn nothing_in_a_trace_acts_on_a_terminal() {
+    use rprocd::engine::RunEnd;
+    use rprocd::memory::DeviceAddress;
+    use rprocd::rproc::{Core, Coredumps, Firmware, Grants, Holder, Policies};
+    use vm_memory::Bytes;
+
+    use crate::firmware::table_builder::Table;
+    use crate::lifecycle::{engine, image};
+
+    // No NUL, an escape sequence, a torn character at the end, over and over.
+    let hostile = b"\x1b]0;owned\x07\x9b2J\r\xe2\x80\xae\xff tail \xe2\x82";
+    let mut engine = engine();
+    engine.set_script(move |ram, _| {
+        let slice = ram.slice(DeviceAddress(0x8000_0800), 0x80).unwrap();
+        for at in (0..0x80 - hostile.len()).step_by(hostile.len()) {
+            slice.write_slice(hostile, at).unwrap();
+        }
+        RunEnd::Waiting { until: None }
+    });
+    let table = Table::new()
+        .carveout(0x8000_0000, 0x2000, "image")
+        .trace(0x8000_0800, 0x80, "log");
+    let firmware = Firmware::new(image(&table), &mut engine, 0, Grants::default()).unwrap();
+    let core = Core::new(
+        "core",
+        Box::new(engine),
+        firmware,
+        Policies::default(),
+        Coredumps::disabled(),
+    )
+    .unwrap();
+    core.start(Holder::Operator).unwrap();
+    let end = Instant::now() + PATIENCE;
+    let piece = loop {
+        let (text, end_of_text) = core.traces(vec![0], 1 << 16).remove(0);
+        if !text.bytes.is_empty() {
+            break TracePiece::new(text, end_of_text);
+        }
+        assert!(Instant::now() < end);
+    };
+    assert!(piece.text.contains("\\x1b]0;owned\\x07"), "{}", piece.text);
+    let acts = |c: char| c != '\n' && c != '\t' && (c.is_control() || c == '\u{202e}');
+    assert!(!piece.text.contains(acts), "{:?}", piece.text);
+}
