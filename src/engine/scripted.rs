@@ -129,6 +129,16 @@ struct Notes {
     failing: Vec<Op>,
     reporter: Option<Reporter>,
     incarnation: u32,
+    printed: bool,
+}
+
+impl Notes {
+    fn write(&mut self, line: String) {
+        if self.printed {
+            eprintln!("scripted: {line}");
+        }
+        self.lines.push(line);
+    }
 }
 
 /// The record of one engine, and the strings it is pulled by. Clones are the same journal; any
@@ -149,13 +159,19 @@ impl Journal {
 
     /// Writes a line of the caller's own, in order with the engine's.
     pub fn note(&self, line: impl Into<String>) {
-        self.notes().lines.push(line.into());
+        self.notes().write(line.into());
     }
 
     /// What was written since the last time, oldest first: the name of each method called, with
     /// " failed" behind those that were made to. `kick` has its notify id.
     pub fn take(&self) -> Vec<String> {
         std::mem::take(&mut self.notes().lines)
+    }
+
+    /// Each line is also printed to standard error as it is written, for a process that will not
+    /// live to take them.
+    pub fn print(&self, printed: bool) {
+        self.notes().printed = printed;
     }
 
     /// The next call of `op` fails.
@@ -196,12 +212,12 @@ impl Journal {
         let failing = notes.failing.iter().position(|failing| *failing == op);
         match failing {
             None => {
-                notes.lines.push(op.name().to_owned());
+                notes.write(op.name().to_owned());
                 Ok(())
             }
             Some(index) => {
                 notes.failing.remove(index);
-                notes.lines.push(format!("{} failed", op.name()));
+                notes.write(format!("{} failed", op.name()));
                 Err(EngineError(format!(
                     "the script says that {} fails",
                     op.name()

@@ -282,3 +282,42 @@ fn it_says_what_it_is_and_takes() {
     assert_eq!(machine.core.image_rules(), ImageRules::RV32);
     assert_eq!(machine.core.ram().base(), da(BASE));
 }
+
+#[test]
+fn a_suspended_core_does_not_run_and_its_time_stands_still() {
+    let mut machine = Machine::running(|asm| {
+        asm.poke(watchdog::BASE + watchdog::TIMEOUT_MS, 100);
+        asm.poke(watchdog::BASE + watchdog::CONTROL, 1);
+        let here = asm.here();
+        asm.jump(here);
+    });
+    assert_eq!(machine.core.run(1000).end, RunEnd::BudgetSpent);
+    let retired = machine.core.statistics().retired;
+    machine.core.suspend().unwrap();
+    machine.pass(Duration::from_secs(3600));
+    machine.assert_waits();
+    assert_eq!(machine.core.statistics().retired, retired);
+    machine.core.resume().unwrap();
+    machine.pass(Duration::from_millis(50));
+    assert_eq!(machine.core.run(1000).end, RunEnd::BudgetSpent);
+    machine.pass(Duration::from_millis(60));
+    assert!(matches!(machine.core.run(1000).end, RunEnd::Crashed(_)));
+}
+
+#[test]
+fn a_waiting_core_that_was_suspended_is_to_be_run_again_by_the_host_s_clock() {
+    let mut machine = Machine::running(|asm| {
+        asm.poke(watchdog::BASE + watchdog::TIMEOUT_MS, 20);
+        asm.poke(watchdog::BASE + watchdog::CONTROL, 1);
+        asm.op(WFI);
+    });
+    machine.core.run(1000);
+    machine.core.suspend().unwrap();
+    machine.pass(Duration::from_secs(5));
+    machine.core.resume().unwrap();
+    let until = machine.at(Duration::from_millis(5020));
+    let RunEnd::Waiting { until: Some(found) } = machine.core.run(1000).end else {
+        panic!("it waits for the bite");
+    };
+    assert_eq!(found, until);
+}

@@ -6,6 +6,7 @@
 
 mod guests;
 mod order;
+mod own_ways;
 mod shadow;
 mod verbs;
 
