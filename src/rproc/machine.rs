@@ -38,14 +38,23 @@
 //! What may be asked in which state is in [`admission`](super::admission), a table. What belongs
 //! here: carrying it out. What does not: threads and locks (see [`core`](super::core)), how an
 //! image is judged (see [`boot`](super::boot)), whether and when a crashed core is restarted (see
-//! [`recovery`](super::recovery)). Two parts are in files of their own: `turn`, driving a core that
-//! runs, and `guests`, what guests do to it.
+//! [`recovery`](super::recovery)).
+//!
+//! | file | |
+//! |---|---|
+//! | this one | the states, and what is asked of a core |
+//! | `steps` | coming up and going down, step by step |
+//! | `crash` | crash and recovery |
+//! | `turn` | driving a core that runs |
+//! | `guests` | what guests do to it |
 //!
 //! The states own what exists in them: there is no table, no vring and no trace buffer without an
 //! incarnation. The guests' sides of the vdevs outlive incarnations: a guest stays attached while
 //! its core is down, and is told by name service which endpoints are gone.
 
+mod crash;
 mod guests;
+mod steps;
 mod turn;
 
 use std::sync::Arc;
@@ -55,15 +64,15 @@ use log::{debug, error, info};
 use thiserror::Error;
 
 use super::admission::{Admission, CoreState, Verb, admit};
-use super::boot::{BootError, BootPlan, Clean};
+use super::boot::{BootError, BootPlan};
 use super::evidence::Coredumps;
 use super::firmware::{Firmware, FirmwareError, Identities};
 use super::holders::{Holder, Holders};
-use super::recovery::{CrashHistory, Decision, RecoveryPolicy};
+use super::recovery::{CrashHistory, RecoveryPolicy};
 use super::status::{CoreStatus, VdevStatus};
 use super::subdevice::{Subdevice, Subdevices};
 use super::timeline::{Stopwatch, Timeline};
-use super::trace::{OldText, TraceText, Traces};
+use super::trace::{TraceText, Traces};
 use crate::engine::{Crash, Engine, EngineError, NotifySet, Reporter};
 use crate::firmware::Snapshot;
 use crate::report::sentence;
@@ -180,6 +189,9 @@ enum Next {
     /// The engine could not be stopped.
     Stuck,
 }
+
+/// Instructions (or what the engine counts) that the firmware runs before others are looked at.
+const BUDGET: u64 = 100_000;
 
 enum State {
     Offline,
@@ -594,429 +606,6 @@ impl Machine {
             );
         } else {
             self.crashed(crash);
-        }
-    }
-
-    /// Boots what is offline or crashed, from the beginning. Offline if that fails.
-    fn boot_afresh(&mut self) -> Result<(), RequestError> {
-        match &self.state {
-            State::Crashed(_, Next::Stuck, _) => {
-                self.end_after_crash(&mut Stopwatch::start("stop"))
-                    .map_err(|cause| self.engine_failed(Verb::Start, cause))?;
-                self.engine.unprepare();
-            }
-            State::Crashed(..) => self.engine.unprepare(),
-            _ => {}
-        }
-        self.state = State::Offline;
-        let mut stopwatch = Stopwatch::start("boot");
-        match self.boot(&mut stopwatch) {
-            Ok(incarnation) => {
-                self.state = State::Running(incarnation);
-                self.record(stopwatch);
-                Ok(())
-            }
-            Err(cause) => {
-                self.holders.clear();
-                Err(RequestError::Boot {
-                    core: self.name.clone(),
-                    source: Box::new(cause),
-                })
-            }
-        }
-    }
-
-    /// Linux's `rproc_fw_boot()`.
-    fn boot(&mut self, stopwatch: &mut Stopwatch) -> Result<Incarnation, BootError> {
-        if !self.engine.abilities().boots {
-            return Err(BootError::Start(self.engine.cannot("boot a core")));
-        }
-        let Firmware {
-            snapshot, image, ..
-        } = &self.firmware;
-        self.engine
-            .sanity_check(image, snapshot.bytes())
-            .map_err(BootError::Sanity)?;
-        stopwatch.lap("sanity check");
-        self.engine.prepare().map_err(BootError::Prepare)?;
-        stopwatch.lap("prepare");
-        let begun = self.boot_prepared(stopwatch);
-        if begun.is_err() {
-            self.engine.unprepare();
-        }
-        begun
-    }
-
-    fn boot_prepared(&mut self, stopwatch: &mut Stopwatch) -> Result<Incarnation, BootError> {
-        let Firmware {
-            snapshot,
-            image,
-            grants,
-        } = &self.firmware;
-        let plan = BootPlan::new(
-            image,
-            snapshot.bytes(),
-            &mut *self.engine,
-            self.vdevs.len(),
-            grants,
-        )?;
-        stopwatch.lap("resources");
-        self.bring_up(plan, Clean::All, stopwatch)
-    }
-
-    /// Loads and starts what has been planned: the part of a boot that a recovery does again.
-    /// Linux's `rproc_start()`.
-    fn bring_up(
-        &mut self,
-        mut plan: BootPlan,
-        clean: Clean,
-        stopwatch: &mut Stopwatch,
-    ) -> Result<Incarnation, BootError> {
-        let Firmware {
-            snapshot, image, ..
-        } = &self.firmware;
-        let number = self.incarnations.wrapping_add(1);
-        plan.load(image, snapshot.bytes(), &mut *self.engine, clean)?;
-        let old = match clean {
-            Clean::All => OldText::None,
-            Clean::Bss => OldText::Kept,
-        };
-        self.traces.begin(&plan.traces, plan.carveouts.ram(), old);
-        stopwatch.lap("load");
-        self.subdevices.prepare(&plan)?;
-        stopwatch.lap("prepare subdevices");
-        if let Err(cause) = self.engine.start(plan.boot, number) {
-            self.subdevices.unprepare();
-            return Err(BootError::Start(cause));
-        }
-        stopwatch.lap("start");
-        self.begin(number, &mut plan)?;
-        stopwatch.lap("start vdevs");
-        info!(
-            "{}: incarnation {number} boots firmware {} (sha256 {}) at {} on engine {}",
-            self.name,
-            self.firmware.snapshot.name(),
-            self.firmware.snapshot.short_hash(),
-            plan.boot,
-            self.engine.kind(),
-        );
-        Ok(Incarnation {
-            ids: plan.notify_ids(),
-            plan,
-            since: Instant::now(),
-            origin: Origin::Booted,
-        })
-    }
-
-    /// The engine has started or attached: what goes up after it. If that fails, the core is
-    /// stopped (Linux does that to an attached one, too).
-    fn begin(&mut self, number: u32, plan: &mut BootPlan) -> Result<(), BootError> {
-        if let Err(cause) = self.subdevices.start(plan) {
-            if let Err(cause) = self.engine.stop() {
-                error!("{}: cannot be stopped again: {cause}", self.name);
-            }
-            self.subdevices.unprepare();
-            return Err(cause);
-        }
-        self.incarnations = number;
-        if number == 1 {
-            plan.log(&self.name);
-        }
-        for (index, vdev) in self.vdevs.iter_mut().enumerate() {
-            if vdev.guest_is_up() {
-                guests::start_vdev(vdev, plan, index, &mut *self.engine);
-            }
-        }
-        Ok(())
-    }
-
-    /// Linux's `rproc_attach()`. Detached if that fails.
-    fn attach_core(&mut self) -> Result<(), RequestError> {
-        let mut stopwatch = Stopwatch::start("attach");
-        let begun = match self.engine.prepare() {
-            Err(cause) => Err(BootError::Prepare(cause)),
-            Ok(()) => {
-                stopwatch.lap("prepare");
-                let begun = self.attach_prepared(&mut stopwatch);
-                if begun.is_err() {
-                    self.engine.unprepare();
-                }
-                begun
-            }
-        };
-        match begun {
-            Ok(incarnation) => {
-                self.state = State::Attached(incarnation);
-                self.record(stopwatch);
-                Ok(())
-            }
-            Err(cause) => {
-                self.state = State::Detached;
-                self.holders.clear();
-                Err(RequestError::Attach {
-                    core: self.name.clone(),
-                    source: Box::new(cause),
-                })
-            }
-        }
-    }
-
-    fn attach_prepared(&mut self, stopwatch: &mut Stopwatch) -> Result<Incarnation, BootError> {
-        let engine = &mut *self.engine;
-        let found = engine
-            .get_loaded_rsc_table()
-            .map_err(BootError::FindTable)?;
-        let configured = self.vdevs.len();
-        let (mut plan, pristine) =
-            BootPlan::of_running(found, engine, configured, &self.firmware.grants)?;
-        self.identities
-            .check(plan.vdevs.iter().map(super::VdevPlan::entry))?;
-        stopwatch.lap("resources");
-        let number = self.incarnations.wrapping_add(1);
-        plan.table.publish();
-        self.traces
-            .begin(&plan.traces, plan.carveouts.ram(), OldText::None);
-        let attached = self.subdevices.prepare(&plan).and_then(|()| {
-            if let Err(cause) = self.engine.attach(number) {
-                self.subdevices.unprepare();
-                return Err(BootError::Attach(cause));
-            }
-            stopwatch.lap("attach");
-            self.begin(number, &mut plan)
-        });
-        if let Err(cause) = attached {
-            plan.table.restore(&pristine);
-            return Err(cause);
-        }
-        stopwatch.lap("start vdevs");
-        info!(
-            "{}: incarnation {number} was attached on engine {}",
-            self.name,
-            self.engine.kind()
-        );
-        Ok(Incarnation {
-            ids: plan.notify_ids(),
-            plan,
-            since: Instant::now(),
-            origin: Origin::Attached { pristine },
-        })
-    }
-
-    /// The incarnation ends: vdevs and subdevices go down, then the engine. Guests know, and no
-    /// vdev has rings on the core's side any more. Memory and state are as they were.
-    ///
-    /// # Errors
-    /// What the engine says. What has gone down stays down, and is not stopped twice.
-    fn take_down(
-        &mut self,
-        crashed: bool,
-        end: End,
-        stopwatch: &mut Stopwatch,
-    ) -> Result<(), EngineError> {
-        let Some(Incarnation { plan, origin, .. }) = self.state.incarnation() else {
-            return Ok(());
-        };
-        for vdev in self.vdevs.iter_mut().rev() {
-            vdev.core_gone(plan.carveouts.ram());
-        }
-        self.subdevices.stop(plan, crashed);
-        stopwatch.lap("stop vdevs");
-        match (end, origin) {
-            (End::Detach, Origin::Attached { pristine }) => {
-                plan.table.restore(pristine);
-                self.engine.detach()?;
-            }
-            (End::Detach, Origin::Booted) => self.engine.detach()?,
-            (End::Stop, _) => self.engine.stop()?,
-        }
-        self.traces.look_last(&plan.traces, plan.carveouts.ram());
-        stopwatch.lap("stop");
-        self.subdevices.unprepare();
-        Ok(())
-    }
-
-    /// What was prepared is no longer needed, and nobody holds the core.
-    fn gone(&mut self, state: State) {
-        self.engine.unprepare();
-        self.holders.clear();
-        self.state = state;
-    }
-
-    /// The incarnation has died: evidence, then a decision.
-    fn crashed(&mut self, crash: Crash) {
-        self.crashes += 1;
-        error!(
-            "{}: crash #{} in incarnation {}: type {}: {}",
-            self.name, self.crashes, self.incarnations, crash.kind, crash.detail
-        );
-        let mut stopwatch = Stopwatch::start("recovery");
-        self.last_crash = Some((self.incarnations, crash));
-        let stopped = self.end_after_crash(&mut stopwatch);
-        let (State::Running(incarnation)
-        | State::Suspended(incarnation)
-        | State::Attached(incarnation)) = std::mem::replace(&mut self.state, State::Offline)
-        else {
-            return;
-        };
-        let next = match stopped {
-            Ok(()) => {
-                let now = Instant::now();
-                let ran_for = now.saturating_duration_since(incarnation.since);
-                match self.history.crashed(&self.policies.recovery, now, ran_for) {
-                    Decision::RestartAfter(wait) => Next::Restart(now + wait),
-                    Decision::Hold { crashes } => Next::Held { crashes },
-                    Decision::Stay => Next::Disabled,
-                }
-            }
-            Err(cause) => {
-                error!("{}: cannot be stopped after the crash: {cause}", self.name);
-                Next::Stuck
-            }
-        };
-        self.state = State::Crashed(incarnation, next, stopwatch);
-        if let Some(next) = self.next_in_words() {
-            info!("{}: {next}", self.name);
-        }
-    }
-
-    /// Ends the incarnation that died, and takes the evidence. A core that comes back by itself is
-    /// let go of and not dumped, as in Linux: its memory is its own again.
-    ///
-    /// # Errors
-    /// What the engine says; there is no evidence yet.
-    fn end_after_crash(&mut self, stopwatch: &mut Stopwatch) -> Result<(), EngineError> {
-        if self.is_attached_again() {
-            return self.take_down(false, End::Detach, stopwatch);
-        }
-        self.take_down(true, End::Stop, stopwatch)?;
-        if let (Some(Incarnation { plan, origin, .. }), Some((number, crash))) =
-            (self.state.incarnation(), &self.last_crash)
-        {
-            let booted = matches!(origin, Origin::Booted);
-            let dumped = self.coredumps.save(
-                &self.name,
-                &mut *self.engine,
-                plan,
-                booted.then_some(&self.firmware.snapshot),
-                *number,
-                crash,
-            );
-            self.last_dump = dumped.map(|outcome| outcome.to_string());
-            stopwatch.lap("coredump");
-        }
-        Ok(())
-    }
-
-    /// Does the incarnation that is there come back by itself after a crash?
-    fn is_attached_again(&self) -> bool {
-        self.engine.abilities().attaches_on_recovery
-            && self
-                .state
-                .incarnation()
-                .is_some_and(|incarnation| matches!(incarnation.origin, Origin::Attached { .. }))
-    }
-
-    /// What comes after a crash, while the core is crashed.
-    fn next_in_words(&self) -> Option<String> {
-        let State::Crashed(_, next, _) = &self.state else {
-            return None;
-        };
-        Some(match next {
-            Next::Restart(at) => {
-                let left = at.saturating_duration_since(Instant::now());
-                if left == Duration::ZERO {
-                    "restarting".to_owned()
-                } else {
-                    format!("restart in {:.1} s", left.as_secs_f64())
-                }
-            }
-            Next::Held { crashes } => {
-                let window = self.policies.recovery.hold_window.as_secs();
-                format!(
-                    "held after {crashes} crashes within {window} s; start it when it is mended"
-                )
-            }
-            Next::Disabled => "recovery is disabled; start it when it is mended".to_owned(),
-            Next::Stuck => "the engine could not stop it; start or stop it to try again".to_owned(),
-        })
-    }
-
-    /// Starts a crashed core again when its time has come.
-    fn recover_if_due(&mut self) {
-        let State::Crashed(_, Next::Restart(at), _) = self.state else {
-            return;
-        };
-        if at > Instant::now() {
-            return;
-        }
-        if let Err(cause) = self.restart() {
-            error!(
-                "{}: recovery failed, the core is {}: {}",
-                self.name,
-                self.state(),
-                sentence(&cause)
-            );
-        }
-    }
-
-    /// From crashed to the next incarnation: booted with the plan that there is, or attached
-    /// again. Offline, or detached, if that fails.
-    fn restart(&mut self) -> Result<(), RequestError> {
-        let again = self.is_attached_again();
-        if matches!(self.state, State::Crashed(_, Next::Stuck, _)) {
-            self.end_after_crash(&mut Stopwatch::start("stop"))
-                .map_err(|cause| self.engine_failed(Verb::Recover, cause))?;
-        }
-        let State::Crashed(incarnation, _, mut stopwatch) =
-            std::mem::replace(&mut self.state, State::Offline)
-        else {
-            return Ok(());
-        };
-        match incarnation.origin {
-            Origin::Attached { .. } if again => {
-                self.engine.unprepare();
-                return self.attach_core();
-            }
-            Origin::Attached { .. } => {
-                // The plan is of what was found, not of the image.
-                self.engine.unprepare();
-                return self.boot_afresh();
-            }
-            Origin::Booted => {}
-        }
-        stopwatch.lap("wait");
-        // Linux keeps the carveouts' content over a recovery, and so do we: firmware may leave
-        // itself notes there.
-        match self.bring_up(incarnation.plan, Clean::Bss, &mut stopwatch) {
-            Ok(incarnation) => {
-                self.state = State::Running(incarnation);
-                self.record(stopwatch);
-                Ok(())
-            }
-            Err(cause) => {
-                self.gone(State::Offline);
-                Err(RequestError::Boot {
-                    core: self.name.clone(),
-                    source: Box::new(cause),
-                })
-            }
-        }
-    }
-
-    /// Stops and boots a core, for the same holders: what a guest that is gone leaves behind.
-    fn restart_for_departure(&mut self) {
-        let mut stopwatch = Stopwatch::start("stop");
-        let ended = match self.take_down(false, End::Stop, &mut stopwatch) {
-            Ok(()) => {
-                self.engine.unprepare();
-                self.record(stopwatch);
-                self.state = State::Offline;
-                self.boot_afresh()
-            }
-            Err(cause) => Err(self.engine_failed(Verb::Stop, cause)),
-        };
-        if let Err(cause) = ended {
-            error!("{}", sentence(&cause));
         }
     }
 

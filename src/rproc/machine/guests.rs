@@ -5,8 +5,7 @@ use std::sync::Arc;
 use log::{error, info, warn};
 use vm_memory::GuestMemoryMmap;
 
-use super::turn::BUDGET;
-use super::{Departure, Incarnation, Machine, Origin, State};
+use super::{BUDGET, Departure, Incarnation, Machine, Origin, State};
 use crate::engine::{Engine, RunEnd};
 use crate::report::sentence;
 use crate::rproc::boot::BootPlan;

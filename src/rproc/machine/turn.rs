@@ -5,12 +5,10 @@ use std::time::Instant;
 use log::{error, info};
 
 use super::guests::STATUS_FAILED;
-use super::{End, Incarnation, Machine, Next, State, Stopwatch};
+use super::{BUDGET, End, Incarnation, Machine, Next, State, Stopwatch};
 use crate::engine::{Engine, Run, RunEnd};
 use crate::vdev::{QUEUE_TO_GUEST, Round};
 
-/// Instructions (or what the engine counts) that the firmware runs before others are looked at.
-pub(super) const BUDGET: u64 = 100_000;
 /// Rounds of relay and run in one turn; then whoever waits for the core gets a chance.
 const ROUNDS_PER_TURN: u32 = 64;
 
