@@ -199,6 +199,66 @@ fn without_a_driver_the_status_is_0_whatever_the_image_says() {
 }
 
 #[test]
+fn the_rings_of_a_vdev_that_was_reset_are_not_made_anew_under_a_busy_firmware() {
+    // What it sees of the status byte, once for each change; it waits before the first driver, and
+    // is then busy with something else for so many turns whenever it is kicked.
+    const TURNS: u32 = 500;
+    let seen = Arc::new(Mutex::new(Vec::<(u8, bool)>::new()));
+    let noted = seen.clone();
+    let mut busy = 0;
+    let core = core(move |ram, kicked| {
+        if kicked {
+            busy = TURNS;
+        }
+        busy = busy.max(1) - 1;
+        let now = (status(ram), busy > 0);
+        let mut seen = noted.lock().unwrap();
+        if seen.last() != Some(&now) {
+            seen.push(now);
+        }
+        if busy > 0 {
+            drop(seen);
+            thread::sleep(Duration::from_micros(100));
+            RunEnd::BudgetSpent
+        } else {
+            RunEnd::Waiting { until: None }
+        }
+    });
+    core.start(Holder::Operator).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let _listening = Listening::start(&path, core.face(0, true).unwrap()).unwrap();
+    for _ in 0..3 {
+        let mut vmm = Vmm::connect(&path, Options::default()).unwrap();
+        let driver = RpmsgDriver::probe(&mut vmm).unwrap();
+        let end = Instant::now() + PATIENCE;
+        while !core.status().vdevs[0].driver_ok {
+            assert!(Instant::now() < end, "{:?}", seen.lock().unwrap());
+        }
+        drop(driver);
+        drop(vmm);
+        while core.status().vdevs[0].guest_attached {
+            assert!(Instant::now() < end);
+        }
+    }
+    let seen = seen.lock().unwrap().clone();
+    let with_driver = |status: u8| status & DRIVER_OK != 0;
+    for pair in seen.windows(2) {
+        let [(before, busy), (after, _)] = pair else {
+            continue;
+        };
+        // From "no driver" to "driver" only if it was waiting, and not busy, with "no driver".
+        if !with_driver(*before) && with_driver(*after) {
+            assert!(!busy, "{seen:?}");
+        }
+    }
+    let starts = seen
+        .windows(2)
+        .filter(|pair| !with_driver(pair[0].0) && with_driver(pair[1].0));
+    assert_eq!(starts.count(), 3, "{seen:?}");
+}
+
+#[test]
 fn what_a_firmware_sent_before_it_broke_its_vring_still_arrives() {
     let core = core(move |ram, _| {
         let ring = u64::from(read_u32(ram, TABLE + VDEV as u64 + 28));

@@ -253,6 +253,9 @@ pub struct Machine {
     state: State,
     holders: Holders,
     vdevs: Vec<Vdev>,
+    /// Vdevs that were reset while the firmware was busy, and until when their next start waits
+    /// for it to look.
+    unnoticed: Vec<(usize, Instant)>,
     subdevices: Subdevices,
     policies: Policies,
     coredumps: Coredumps,
@@ -295,6 +298,7 @@ impl Machine {
             state,
             holders: Holders::default(),
             vdevs,
+            unnoticed: Vec::new(),
             subdevices: Subdevices::default(),
             policies,
             coredumps,

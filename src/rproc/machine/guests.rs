@@ -1,6 +1,7 @@
 //! What guests do to a core: they come, go, and read and write configuration space.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
 use vm_memory::GuestMemoryMmap;
@@ -14,6 +15,8 @@ use crate::vdev::{GuestQueue, GuestState, QUEUE_TO_GUEST, QUEUES, RingFault, Vde
 
 /// How many budgets a firmware has to notice that its vdev was reset.
 const BUDGETS_TO_NOTICE_A_RESET: u32 = 16;
+/// And how long the vdev's next start waits for one that needs more.
+const TIME_TO_NOTICE_A_RESET: Duration = Duration::from_secs(2);
 
 /// `VIRTIO_CONFIG_S_ACKNOWLEDGE` of virtio 1.2, section 2.1.
 const STATUS_ACKNOWLEDGE: u8 = 1;
@@ -159,8 +162,6 @@ impl Machine {
             .write_u8(plan.entry().status_offset(), 0);
         self.engine.kick(plan.ids()[QUEUE_TO_GUEST]);
         info!("{}: reset", vdev.label());
-        // Whether or not it looks in time, the rings are made anew at the next start, and a
-        // firmware that knows the rules finds its used index gone.
         for _ in 0..BUDGETS_TO_NOTICE_A_RESET {
             match self.engine.run(BUDGET).end {
                 RunEnd::BudgetSpent => {}
@@ -168,14 +169,47 @@ impl Machine {
                 RunEnd::Waiting { .. } | RunEnd::PoweredOff | RunEnd::Crashed(_) => return,
             }
         }
-        warn!(
+        // Its rings must not be made anew under it.
+        info!(
             "{}: the firmware is busy and has not seen the reset yet",
             vdev.label()
         );
+        self.unnoticed.retain(|(late, _)| *late != index);
+        self.unnoticed
+            .push((index, Instant::now() + TIME_TO_NOTICE_A_RESET));
     }
 
-    /// Starts a vdev whose guest is there, if the core is driven.
+    /// Starts the vdevs that wait for the firmware to see a reset, if it has come to wait, and so
+    /// has looked, or does not within the time that it has. Says whether any was started.
+    pub(super) fn start_late_vdevs(&mut self, firmware_waits: bool) -> bool {
+        let now = Instant::now();
+        let mut started = false;
+        for (index, until) in std::mem::take(&mut self.unnoticed) {
+            if !firmware_waits && now < until {
+                self.unnoticed.push((index, until));
+                continue;
+            }
+            let vdev = &self.vdevs[index];
+            if !firmware_waits {
+                warn!(
+                    "{}: the firmware has been busy for {TIME_TO_NOTICE_A_RESET:?} since the \
+                     reset; its rings are made anew whether or not it has seen it",
+                    vdev.label()
+                );
+            }
+            if vdev.guest_is_up() && !vdev.core_is_up() {
+                self.start_vdev(index);
+                started = true;
+            }
+        }
+        started
+    }
+
+    /// Starts a vdev whose guest is there, if the core is driven and has seen the last reset.
     pub(super) fn start_vdev(&mut self, index: usize) {
+        if self.unnoticed.iter().any(|(late, _)| *late == index) {
+            return;
+        }
         if let Some(incarnation) = self.state.driven() {
             let vdev = &mut self.vdevs[index];
             start_vdev(vdev, &mut incarnation.plan, index, &mut *self.engine);

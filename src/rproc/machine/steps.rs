@@ -138,6 +138,7 @@ impl Machine {
             return Err(cause);
         }
         self.incarnations = number;
+        self.unnoticed.clear();
         if number == 1 {
             plan.log(&self.name);
         }

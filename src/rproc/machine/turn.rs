@@ -75,6 +75,9 @@ impl Machine {
                 .saturating_add(u64::from(kicks.without(*ids).len()));
             // A firmware may give buffers back and have nothing to say.
             progress |= self.vdevs.iter_mut().any(|vdev| vdev.can_go_on(&ram));
+            if !self.unnoticed.is_empty() {
+                progress |= self.start_late_vdevs(matches!(end, RunEnd::Waiting { .. }));
+            }
             match end {
                 RunEnd::Waiting { until } if !progress => {
                     return until.map_or(Later::Nothing, Later::At);
