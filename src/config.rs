@@ -22,7 +22,12 @@
 //! vendor-resources = "ignore"    # this is the default: entries of the resource table's vendor
 //!                                # range (128 to 512) that the engine does not know; or "refuse"
 //! firmware = "echo.elf"          # a file in firmware-directory
-//! auto-boot = true               # this is the default
+//! auto-boot = true               # this is the default: started with the daemon, and held by the
+//!                                # operator from then on
+//! boot-on-guest = false          # this is the default; true: a guest that arrives starts the core
+//!                                # and holds it until it is gone, and a core that nobody holds any
+//!                                # more is stopped. With auto-boot the operator holds it too, so
+//!                                # guests alone do not stop it: set that to false
 //!
 //! [[core.vdev]]                  # one for each vdev of the firmware, in the order of its table
 //! socket = "/run/rprocd/echo"    # unique in the file, at most 107 bytes
@@ -38,6 +43,18 @@
 //! hold-after = 10                # so many crashes, 0 (any number) to 1000,
 //! hold-window-s = 60             # within this time, at most a day, hold the core
 //!
+//! [core.coredump]                # an ELF core of each incarnation that crashes
+//! mode = "disabled"              # this is the default; "enabled": what is not written within
+//!                                # patience-ms is missing; "inline": recovery waits for all of it
+//! directory = "/var/lib/rprocd/coredumps" # this is the default; it must be there unless disabled
+//! count = 8                      # dumps of this core kept, the oldest goes first; 0 to 1000, this
+//!                                # is the default
+//! quota-mib = 256                # all of them together, on the disk; 1 to 65536, this is the
+//!                                # default
+//! patience-ms = 2000             # this is the default; at most an hour
+//! style = "program-headers"      # this is the default, for gdb; or "sections", for tools that
+//!                                # look a segment up by its name
+//!
 //! [[core.devmem]]                # a span of the host's devices that a devmem entry may name;
 //!                                # without one every such entry is refused
 //! pa = 0x1000_0000               # for rv32: an address of a device of its own board
@@ -51,7 +68,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::fs;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -59,6 +76,7 @@ use serde::Deserialize;
 use thiserror::Error;
 use toml::Spanned;
 
+use crate::coredump::{Limits, Mode, Style};
 use crate::firmware;
 use crate::memory::{CarveoutLimits, HUGE_PAGE, Pages};
 use crate::rproc::{Departure, DevmemGrant, Grants, RecoveryPolicy, VendorRule};
@@ -66,12 +84,22 @@ use crate::rproc::{Departure, DevmemGrant, Grants, RecoveryPolicy, VendorRule};
 /// Where firmware is looked for unless the file says otherwise.
 pub const DEFAULT_FIRMWARE_DIRECTORY: &str = "/usr/lib/rprocd/firmware";
 
+/// Where coredumps go unless the file says otherwise.
+pub const DEFAULT_COREDUMP_DIRECTORY: &str = "/var/lib/rprocd/coredumps";
+
 const NAME_MAX_BYTES: usize = 31;
 /// An hour.
 const RECOVERY_MAX_MS: u32 = 3_600_000;
 const HOLD_AFTER_MAX: u32 = 1000;
 /// A day.
 const HOLD_WINDOW_MAX_S: u32 = 86_400;
+const COREDUMP_COUNT_DEFAULT: i64 = 8;
+const COREDUMP_COUNT_MAX: i64 = 1000;
+const COREDUMP_QUOTA_MIB_DEFAULT: i64 = 256;
+const COREDUMP_QUOTA_MIB_MAX: i64 = 65_536;
+const COREDUMP_PATIENCE_DEFAULT_MS: i64 = 2000;
+/// An hour.
+const COREDUMP_PATIENCE_MAX_MS: i64 = 3_600_000;
 const MEMORY_MIB_DEFAULT: i64 = 4;
 const MEMORY_MIB_MAX: i64 = 1024;
 const CARVEOUT_COUNT_MAX: i64 = 4096;
@@ -108,6 +136,10 @@ pub struct CoreConfig {
     pub firmware: String,
     /// Is the core started with the daemon?
     pub auto_boot: bool,
+    /// Does a guest that arrives start the core, and hold it?
+    pub boot_on_guest: bool,
+    /// What is kept of an incarnation that crashes: section `[core.coredump]`.
+    pub coredump: CoredumpConfig,
     /// What follows from a crash: section `[core.recovery]`.
     pub recovery: RecoveryPolicy,
     /// What its firmware is granted.
@@ -126,6 +158,21 @@ pub enum EngineConfig {
         /// What it is made of.
         pages: Pages,
     },
+}
+
+/// Section `[core.coredump]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CoredumpConfig {
+    /// Whether, and whether the recovery waits for all of it.
+    pub mode: Mode,
+    /// The folder for the files. Nothing is asked of it if none are written.
+    pub directory: PathBuf,
+    /// How much is kept there of this core.
+    pub limits: Limits,
+    /// How long a recovery waits in [`Mode::Enabled`].
+    pub patience: Duration,
+    /// How the files are laid out.
+    pub style: Style,
 }
 
 /// One `[[core.vdev]]`.
@@ -275,6 +322,10 @@ struct RawCore {
     #[serde(default = "yes")]
     auto_boot: bool,
     #[serde(default)]
+    boot_on_guest: bool,
+    #[serde(default)]
+    coredump: RawCoredump,
+    #[serde(default)]
     recovery: RawRecovery,
     #[serde(default)]
     vdev: Vec<RawVdev>,
@@ -288,6 +339,17 @@ struct RawDevmem {
     pa: Spanned<i64>,
     length: Spanned<i64>,
     name: Option<Spanned<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct RawCoredump {
+    mode: Option<Spanned<String>>,
+    directory: Option<Spanned<String>>,
+    count: Option<Spanned<i64>>,
+    quota_mib: Option<Spanned<i64>>,
+    patience_ms: Option<Spanned<i64>>,
+    style: Option<Spanned<String>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -333,21 +395,11 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn config(&mut self, raw: RawConfig) -> Config {
-        let firmware_directory = match raw.firmware_directory {
-            None => PathBuf::from(DEFAULT_FIRMWARE_DIRECTORY),
-            Some(value) => {
-                if value.as_ref().is_empty() || value.as_ref().contains('\0') {
-                    self.problem(
-                        value.span(),
-                        format!(
-                            "firmware-directory is {:?}, must be the path of a folder",
-                            value.as_ref()
-                        ),
-                    );
-                }
-                self.resolve(value.as_ref())
-            }
-        };
+        let firmware_directory = self.folder(
+            "firmware-directory",
+            raw.firmware_directory.as_ref(),
+            DEFAULT_FIRMWARE_DIRECTORY,
+        );
         let control = raw.control.map(|control| ControlConfig {
             socket: self.socket("control", &control.socket),
         });
@@ -469,6 +521,7 @@ impl Check<'_> {
             })
             .collect();
         let recovery = self.recovery(&place, &raw.recovery);
+        let coredump = self.coredump(&place, &raw.coredump);
 
         CoreConfig {
             name: raw.name.into_inner(),
@@ -482,6 +535,8 @@ impl Check<'_> {
             },
             firmware: raw.firmware.into_inner(),
             auto_boot: raw.auto_boot,
+            boot_on_guest: raw.boot_on_guest,
+            coredump,
             recovery,
             grants,
             vdevs,
@@ -526,12 +581,84 @@ impl Check<'_> {
         }
     }
 
+    fn coredump(&mut self, place: &str, raw: &RawCoredump) -> CoredumpConfig {
+        let mode = match raw.mode.as_ref().map(|mode| (mode, mode.as_ref().parse())) {
+            None => Mode::default(),
+            Some((_, Ok(mode))) => mode,
+            Some((mode, Err(cause))) => {
+                self.problem(mode.span(), format!("{place}: {cause}"));
+                Mode::default()
+            }
+        };
+        let style = match raw
+            .style
+            .as_ref()
+            .map(|style| (style, style.as_ref().as_str()))
+        {
+            None | Some((_, "program-headers")) => Style::ProgramHeaders,
+            Some((_, "sections")) => Style::Sections,
+            Some((style, other)) => {
+                self.problem(
+                    style.span(),
+                    format!(
+                        "{place}: coredump.style is {other:?}, must be \"program-headers\" or \
+                         \"sections\""
+                    ),
+                );
+                Style::default()
+            }
+        };
+        let directory = self.folder(
+            &format!("{place}: coredump.directory"),
+            raw.directory.as_ref(),
+            DEFAULT_COREDUMP_DIRECTORY,
+        );
+        let mut number = |key, raw: &Option<Spanned<i64>>, default, range| {
+            self.number(place, key, raw.as_ref(), default, range)
+        };
+        let count = number(
+            "coredump.count",
+            &raw.count,
+            COREDUMP_COUNT_DEFAULT,
+            0..=COREDUMP_COUNT_MAX,
+        );
+        let quota_mib = number(
+            "coredump.quota-mib",
+            &raw.quota_mib,
+            COREDUMP_QUOTA_MIB_DEFAULT,
+            1..=COREDUMP_QUOTA_MIB_MAX,
+        );
+        let patience_ms = number(
+            "coredump.patience-ms",
+            &raw.patience_ms,
+            COREDUMP_PATIENCE_DEFAULT_MS,
+            0..=COREDUMP_PATIENCE_MAX_MS,
+        );
+        CoredumpConfig {
+            mode,
+            directory,
+            limits: Limits {
+                count: usize::try_from(count).unwrap_or(0),
+                bytes: quota_mib.saturating_mul(1 << 20),
+            },
+            patience: Duration::from_millis(patience_ms),
+            style,
+        }
+    }
+
     fn grants(&mut self, place: &str, raw: &RawCore, memory_mib: i64) -> Grants {
         let quota = raw.carveout_quota_mib.as_ref();
-        let quota = self.number(place, "carveout-quota-mib", quota, memory_mib, memory_mib);
+        let quota = self.number(
+            place,
+            "carveout-quota-mib",
+            quota,
+            memory_mib,
+            1..=memory_mib,
+        );
         let count = raw.carveout_count.as_ref();
         let default = i64::try_from(CarveoutLimits::DEFAULT_COUNT).unwrap_or(CARVEOUT_COUNT_MAX);
-        let count = self.number(place, "carveout-count", count, default, CARVEOUT_COUNT_MAX);
+        let range = 1..=CARVEOUT_COUNT_MAX;
+        let count = self.number(place, "carveout-count", count, default, range);
         let vendor = match raw.vendor_resources.as_ref() {
             None => VendorRule::default(),
             Some(value) => match value.as_ref().as_str() {
@@ -565,20 +692,21 @@ impl Check<'_> {
         }
     }
 
-    /// A number from 1 to `max`.
+    /// A number that `range` contains.
     fn number(
         &mut self,
         place: &str,
         key: &str,
         raw: Option<&Spanned<i64>>,
         default: i64,
-        max: i64,
+        range: RangeInclusive<i64>,
     ) -> u64 {
         let value = raw.map_or(default, |raw| *raw.as_ref());
         if let Some(raw) = raw
-            && !(1..=max).contains(&value)
+            && !range.contains(&value)
         {
-            let what = format!("{place}: {key} is {value}, must be 1 to {max}");
+            let (min, max) = range.into_inner();
+            let what = format!("{place}: {key} is {value}, must be {min} to {max}");
             self.problem(raw.span(), what);
         }
         // A value that does not fit has been refused above.
@@ -650,6 +778,21 @@ impl Check<'_> {
         path
     }
 
+    /// The path of a folder.
+    fn folder(&mut self, key: &str, raw: Option<&Spanned<String>>, default: &str) -> PathBuf {
+        let Some(raw) = raw else {
+            return PathBuf::from(default);
+        };
+        let text = raw.as_ref();
+        if text.is_empty() || text.contains('\0') {
+            self.problem(
+                raw.span(),
+                format!("{key} is {text:?}, must be the path of a folder"),
+            );
+        }
+        self.resolve(text)
+    }
+
     /// A relative path is relative to the folder of the file.
     fn resolve(&self, path: &str) -> PathBuf {
         self.origin.parent().unwrap_or(Path::new("")).join(path)
@@ -714,6 +857,17 @@ mod tests {
                     },
                     firmware: "echo.elf".into(),
                     auto_boot: true,
+                    boot_on_guest: false,
+                    coredump: CoredumpConfig {
+                        mode: Mode::Disabled,
+                        directory: PathBuf::from("/var/lib/rprocd/coredumps"),
+                        limits: Limits {
+                            count: 8,
+                            bytes: 256 << 20,
+                        },
+                        patience: Duration::from_secs(2),
+                        style: Style::ProgramHeaders,
+                    },
                     recovery: RecoveryPolicy::default(),
                     grants: Grants {
                         carveouts: CarveoutLimits {
@@ -753,6 +907,55 @@ mod tests {
     }
 
     #[test]
+    fn coredump_figures_have_limits() {
+        for (key, range, values) in [
+            ("count", "0 to 1000", ["-1", "1001"]),
+            ("quota-mib", "1 to 65536", ["0", "65537"]),
+            ("patience-ms", "0 to 3600000", ["-1", "3600001"]),
+        ] {
+            for value in values {
+                assert_eq!(
+                    refused(&format!("{MINIMAL}[core.coredump]\n{key} = {value}\n")),
+                    format!(
+                        "/etc/rprocd/a.toml:6:{}: core 0 (name \"echo\"): coredump.{key} is \
+                         {value}, must be {range}",
+                        key.len() + 4
+                    )
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn coredump_modes_and_styles_are_the_words_listed() {
+        for (key, value, words) in [
+            (
+                "mode",
+                "default",
+                "must be \"disabled\", \"enabled\" or \"inline\"",
+            ),
+            (
+                "style",
+                "elf",
+                "coredump.style is \"elf\", must be \"program-headers\" or",
+            ),
+            (
+                "directory",
+                "",
+                "coredump.directory is \"\", must be the path of a folder",
+            ),
+        ] {
+            let shown = refused(&format!("{MINIMAL}[core.coredump]\n{key} = \"{value}\"\n"));
+            assert!(shown.starts_with("/etc/rprocd/a.toml:6:"), "{shown}");
+            assert!(
+                shown.contains("core 0 (name \"echo\"): coredump"),
+                "{shown}"
+            );
+            assert!(shown.contains(words), "{shown}");
+        }
+    }
+
+    #[test]
     fn every_key_is_honoured_and_relative_paths_start_at_the_files_folder() {
         let config = parse(
             r#"
@@ -769,6 +972,14 @@ mod tests {
             vendor-resources = "refuse"
             firmware = "dsp.elf"
             auto-boot = false
+            boot-on-guest = true
+            [core.coredump]
+            mode = "inline"
+            directory = "dumps"
+            count = 0
+            quota-mib = 65536
+            patience-ms = 3600000
+            style = "sections"
             [core.recovery]
             enabled = false
             minimum-run-time-ms = 1
@@ -811,6 +1022,17 @@ mod tests {
                 },
                 firmware: "dsp.elf".into(),
                 auto_boot: false,
+                boot_on_guest: true,
+                coredump: CoredumpConfig {
+                    mode: Mode::Inline,
+                    directory: "/etc/rprocd/dumps".into(),
+                    limits: Limits {
+                        count: 0,
+                        bytes: 64 << 30,
+                    },
+                    patience: Duration::from_secs(3600),
+                    style: Style::Sections,
+                },
                 recovery: RecoveryPolicy {
                     enabled: false,
                     minimum_run_time: Duration::from_millis(1),
@@ -900,6 +1122,7 @@ mod tests {
             format!("cores = 1\n{MINIMAL}"),
             format!("[control]\nsocket = \"a\"\nmode = 1\n{MINIMAL}"),
             format!("{MINIMAL}memory = 4\n"),
+            format!("{MINIMAL}[core.coredump]\nquota = 4\n"),
             format!("{MINIMAL}[[core.vdev]]\nsocket = \"a\"\nqueue = 1\n"),
         ] {
             let shown = syntax(&text);

@@ -156,7 +156,7 @@ fn policies(core: &CoreConfig) -> Policies {
     Policies {
         recovery: core.recovery,
         departures: core.vdevs.iter().map(|vdev| vdev.on_departure).collect(),
-        boot_on_guest: false,
+        boot_on_guest: core.boot_on_guest,
     }
 }
 
