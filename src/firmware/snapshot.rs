@@ -1,11 +1,14 @@
-//! Reads a firmware file, once.
+//! Reads a firmware file, once: from the firmware directory, or from a descriptor.
+//!
+//! What belongs here: what may be read at all, and how much. What does not: what the bytes mean.
 
 use std::fmt;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, fstat, open, openat};
+use rustix::fs::{FileType, Mode, OFlags, fcntl_getfl, fstat, open, openat};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
@@ -61,6 +64,18 @@ pub enum SnapshotError {
         path: PathBuf,
         /// Its size as far as it is known.
         bytes: u64,
+    },
+    /// A descriptor that nothing can be read from.
+    #[error(
+        "firmware {} cannot be read from its descriptor, which was opened {how}; open it for \
+         reading",
+        path.display()
+    )]
+    Descriptor {
+        /// The name that came with it.
+        path: PathBuf,
+        /// How it was opened instead.
+        how: &'static str,
     },
     /// The host failed to read it.
     #[error("cannot read firmware {}", path.display())]
@@ -149,23 +164,40 @@ impl Snapshot {
             source: errno.into(),
         })?;
         let size = regular(&fd, &path)?;
-        if size > SNAPSHOT_MAX_BYTES {
-            return Err(SnapshotError::TooLarge { path, bytes: size });
+        let bytes = content(File::from(fd), size, path)?;
+        Ok(Self::from_bytes(name, bytes))
+    }
+
+    /// Reads a file that somebody else has opened, from its first byte on, and calls it `name`,
+    /// which must be plain as in a folder. Where the descriptor stands does not matter and stays
+    /// so: it may be shared with who opened it.
+    ///
+    /// A regular file whose system does not answer is waited for.
+    ///
+    /// # Errors
+    /// As [`Snapshot::read`]; [`SnapshotError::Descriptor`] if it is not open for reading.
+    pub fn from_file(name: &str, file: File) -> Result<Self, SnapshotError> {
+        check_name(name).map_err(|reason| SnapshotError::Name {
+            name: name.to_owned(),
+            reason,
+        })?;
+        let path = PathBuf::from(name);
+        let size = regular(&file, &path)?;
+        let flags = fcntl_getfl(&file).map_err(|errno| SnapshotError::Open {
+            path: path.clone(),
+            source: errno.into(),
+        })?;
+        let how = if flags.contains(OFlags::PATH) {
+            Some("as a place only (O_PATH)")
+        } else if flags.intersection(OFlags::RWMODE) == OFlags::WRONLY {
+            Some("for writing only")
+        } else {
+            None
+        };
+        if let Some(how) = how {
+            return Err(SnapshotError::Descriptor { path, how });
         }
-        // The size was true a moment ago. A file that grows is cut off by the limit, one that
-        // shrinks ends early; the checks of the content see what came.
-        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
-        File::from(fd)
-            .take(SNAPSHOT_MAX_BYTES + 1)
-            .read_to_end(&mut bytes)
-            .map_err(|source| SnapshotError::Read {
-                path: path.clone(),
-                source,
-            })?;
-        let read = bytes.len() as u64;
-        if read > SNAPSHOT_MAX_BYTES {
-            return Err(SnapshotError::TooLarge { path, bytes: read });
-        }
+        let bytes = content(FromStart { file: &file, at: 0 }, size, path)?;
         Ok(Self::from_bytes(name, bytes))
     }
 
@@ -220,6 +252,38 @@ impl fmt::Debug for Snapshot {
     }
 }
 
+/// Reads a file without moving its descriptor.
+struct FromStart<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for FromStart<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let len = self.file.read_at(into, self.at)?;
+        self.at += len as u64;
+        Ok(len)
+    }
+}
+
+/// All of a file that had `size` bytes a moment ago. One that grows is cut off by the limit, one
+/// that shrinks ends early; the checks of the content see what came.
+fn content(file: impl Read, size: u64, path: PathBuf) -> Result<Vec<u8>, SnapshotError> {
+    if size > SNAPSHOT_MAX_BYTES {
+        return Err(SnapshotError::TooLarge { path, bytes: size });
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+    let read = file.take(SNAPSHOT_MAX_BYTES + 1).read_to_end(&mut bytes);
+    match read {
+        Ok(read) if read as u64 > SNAPSHOT_MAX_BYTES => Err(SnapshotError::TooLarge {
+            path,
+            bytes: read as u64,
+        }),
+        Ok(_) => Ok(bytes),
+        Err(source) => Err(SnapshotError::Read { path, source }),
+    }
+}
+
 /// The size of a regular file, or the refusal of anything else.
 fn regular(fd: impl std::os::fd::AsFd, path: &Path) -> Result<u64, SnapshotError> {
     let stat = fstat(fd).map_err(|errno| SnapshotError::Open {
@@ -246,8 +310,10 @@ fn regular(fd: impl std::os::fd::AsFd, path: &Path) -> Result<u64, SnapshotError
 mod tests {
     use std::error::Error as _;
     use std::fs;
+    use std::io::{Seek, SeekFrom, Write};
+    use std::os::fd::OwnedFd;
     use std::os::unix::fs::symlink;
-    use std::os::unix::net::UnixListener;
+    use std::os::unix::net::{UnixListener, UnixStream};
 
     use super::*;
 
@@ -359,6 +425,76 @@ mod tests {
                 .to_string()
                 .ends_with("has 67108865 bytes or more, must be at most 67108864")
         );
+    }
+
+    #[test]
+    fn a_file_that_grows_while_it_is_read_is_cut_off_and_one_that_shrinks_ends() {
+        let path = PathBuf::from("a.elf");
+        let error = content(io::repeat(1), 3, path.clone()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "firmware a.elf has 67108865 bytes or more, must be at most 67108864"
+        );
+        assert_eq!(content(&b"abc"[..], 1000, path).unwrap(), b"abc");
+    }
+
+    #[test]
+    fn a_descriptor_is_read_from_the_first_byte_and_stays_where_it_stands() {
+        let memory = rustix::fs::memfd_create("fw", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        for mut file in [tempfile::tempfile().unwrap(), File::from(memory)] {
+            file.write_all(b"abcdef").unwrap();
+            file.seek(SeekFrom::Start(4)).unwrap();
+            let snapshot = Snapshot::from_file("a.elf", file.try_clone().unwrap()).unwrap();
+            assert_eq!(
+                (snapshot.name(), snapshot.bytes()),
+                ("a.elf", &b"abcdef"[..])
+            );
+            assert_eq!(file.stream_position().unwrap(), 4);
+            file.set_len(SNAPSHOT_MAX_BYTES + 1).unwrap();
+            let error = Snapshot::from_file("a.elf", file).unwrap_err();
+            assert!(matches!(error, SnapshotError::TooLarge { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_descriptor_of_anything_but_a_file_is_refused_by_its_kind() {
+        let folder = tempfile::tempdir().unwrap();
+        let (pipe, _writer) = std::io::pipe().unwrap();
+        let (socket, _peer) = UnixStream::pair().unwrap();
+        for (file, kind) in [
+            (File::from(OwnedFd::from(pipe)), "FIFO"),
+            (File::from(OwnedFd::from(socket)), "socket"),
+            (File::open("/dev/zero").unwrap(), "character device"),
+            (File::open(folder.path()).unwrap(), "directory"),
+        ] {
+            assert_eq!(
+                Snapshot::from_file("a.elf", file).unwrap_err().to_string(),
+                format!("firmware a.elf is a {kind}, must be a regular file")
+            );
+        }
+    }
+
+    #[test]
+    fn a_descriptor_that_cannot_be_read_and_a_name_that_is_none_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let written = File::create(&path).unwrap();
+        let place = open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        for (file, how) in [
+            (written, "for writing only"),
+            (File::from(place), "as a place only (O_PATH)"),
+        ] {
+            assert_eq!(
+                Snapshot::from_file("a.elf", file).unwrap_err().to_string(),
+                format!(
+                    "firmware a.elf cannot be read from its descriptor, which was opened {how}; \
+                     open it for reading"
+                )
+            );
+        }
+        let file = File::open(&path).unwrap();
+        let error = Snapshot::from_file("../a", file).unwrap_err();
+        assert!(matches!(error, SnapshotError::Name { .. }), "{error}");
     }
 
     #[test]
