@@ -11,8 +11,9 @@ use clap::Parser;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use log::{LevelFilter, error, info};
 
-use rprocd::config::{Config, CoreConfig, EngineConfig};
+use rprocd::config::{Config, CoreConfig, CoredumpConfig, EngineConfig};
 use rprocd::control::ControlServer;
+use rprocd::coredump::{DumpStore, Mode, StoreError};
 use rprocd::engine::Engine;
 use rprocd::engine::rv32::{Rv32, board};
 use rprocd::firmware::Snapshot;
@@ -79,6 +80,10 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         signal_hook::low_level::pipe::register(signal, wake.try_clone()?)?;
     }
 
+    // A limit on the size of files is to shorten a coredump, by a write that fails, and not to end
+    // the daemon. What the handler sets nobody asks.
+    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default())?;
+
     let mut cores = Vec::new();
     for (core, (engine, firmware)) in config.cores.iter().zip(prepared) {
         cores.push(Core::new(
@@ -86,7 +91,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
             engine,
             firmware,
             policies(core),
-            Coredumps::disabled(),
+            coredumps(core).map_err(|cause| about(core, cause.into()))?,
         )?);
     }
     let cores = Arc::new(cores);
@@ -142,6 +147,9 @@ fn prepare(
     let base = DeviceAddress(u64::from(board::ram::BASE));
     let ram = Ram::with_pages(&format!("rprocd-{}", core.name), base, memory_bytes, pages)?;
     let mut engine: Box<dyn Engine> = Box::new(Rv32::new(ram)?);
+    if core.coredump.mode != Mode::Disabled {
+        DumpStore::check(&core.coredump.directory, &core.name)?;
+    }
     let snapshot = Snapshot::read(&config.firmware_directory, &core.firmware)?;
     let firmware = Firmware::new(
         snapshot,
@@ -157,6 +165,23 @@ fn policies(core: &CoreConfig) -> Policies {
         recovery: core.recovery,
         departures: core.vdevs.iter().map(|vdev| vdev.on_departure).collect(),
         boot_on_guest: core.boot_on_guest,
+    }
+}
+
+fn coredumps(core: &CoreConfig) -> Result<Coredumps, StoreError> {
+    let CoredumpConfig {
+        mode,
+        directory,
+        limits,
+        patience,
+        style,
+    } = &core.coredump;
+    match mode {
+        Mode::Disabled => Ok(Coredumps::disabled()),
+        Mode::Enabled | Mode::Inline => {
+            let dumps = Coredumps::new(directory, &core.name, *limits, *mode, *patience)?;
+            Ok(dumps.with_style(*style))
+        }
     }
 }
 

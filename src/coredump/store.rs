@@ -21,8 +21,8 @@ use std::path::{Path, PathBuf};
 
 use log::warn;
 use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, Stat, fstat, open, openat, renameat,
-    renameat_with, statat, unlinkat,
+    Access, AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, Stat, accessat, fstat, open, openat,
+    renameat, renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
 use thiserror::Error;
@@ -178,6 +178,31 @@ fn bytes_on_disk(stat: &Stat) -> u64 {
         .saturating_mul(512)
 }
 
+fn refused(directory: &Path, error: Errno) -> StoreError {
+    StoreError::Directory {
+        directory: directory.to_owned(),
+        source: error.into(),
+    }
+}
+
+/// Opens the folder for the dumps of `core`.
+fn folder_of(directory: &Path, core: &str) -> Result<OwnedFd, StoreError> {
+    let allowed =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte);
+    if core.is_empty() || core.len() > NAME_MAX_BYTES || !core.bytes().all(allowed) {
+        return Err(StoreError::Core {
+            name: core.to_owned(),
+        });
+    }
+    let refused = |error| refused(directory, error);
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    let folder = open(directory, flags, Mode::empty()).map_err(refused)?;
+    // Found out now and not when a core has died.
+    let access = Access::WRITE_OK | Access::EXEC_OK;
+    accessat(&folder, ".", access, AtFlags::empty()).map_err(refused)?;
+    Ok(folder)
+}
+
 /// A decimal number without a sign or superfluous zeros.
 fn number<N: std::str::FromStr>(text: &str) -> Option<N> {
     let plain = text.bytes().all(|byte| byte.is_ascii_digit());
@@ -190,27 +215,25 @@ fn number<N: std::str::FromStr>(text: &str) -> Option<N> {
 }
 
 impl DumpStore {
+    /// Could `directory` be the folder for the dumps of `core`? Changes nothing there, so it may
+    /// be asked while another process writes one.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn check(directory: &Path, core: &str) -> Result<(), StoreError> {
+        folder_of(directory, core).map(drop)
+    }
+
     /// Takes `directory` as the folder for the dumps of `core`, and removes what a process that
     /// was killed has left there of it.
     ///
     /// # Errors
     /// [`StoreError`]; nothing is created.
     pub fn open(directory: &Path, core: &str, limits: Limits) -> Result<Self, StoreError> {
-        let allowed =
-            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte);
-        if core.is_empty() || core.len() > NAME_MAX_BYTES || !core.bytes().all(allowed) {
-            return Err(StoreError::Core {
-                name: core.to_owned(),
-            });
-        }
-        let refused = |error: Errno| StoreError::Directory {
-            directory: directory.to_owned(),
-            source: error.into(),
-        };
-        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let refused = |error| refused(directory, error);
         let mut store = Self {
             directory: directory.to_owned(),
-            folder: open(directory, flags, Mode::empty()).map_err(refused)?,
+            folder: folder_of(directory, core)?,
             core: core.to_owned(),
             limits,
             last: 0,

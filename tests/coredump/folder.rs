@@ -238,6 +238,16 @@ fn a_folder_or_a_name_that_cannot_be_used_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let error = DumpStore::open(&folder.path().join("none"), "dsp", PLENTY).unwrap_err();
     assert!(error.to_string().contains("must exist and be writable"));
+    // A file, and a folder where not even root can make one.
+    for place in ["/proc/version", "/proc/self"] {
+        for refusal in [
+            DumpStore::check(Path::new(place), "dsp").err(),
+            DumpStore::open(Path::new(place), "dsp", PLENTY).err(),
+        ] {
+            let error = refusal.unwrap();
+            assert!(error.to_string().contains(place), "{error}");
+        }
+    }
     for name in ["", "a.b", "a/b", "A", "..", &"a".repeat(32)] {
         let error = DumpStore::open(folder.path(), name, PLENTY).unwrap_err();
         assert!(matches!(error, StoreError::Core { .. }), "{name}");
