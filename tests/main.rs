@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `coredump` | dumps of firmware that died against gdb and readelf |
 //! | `crash` | the real daemon against firmware that dies |
+//! | `dumps` | the real daemon's coredumps against gdb, quotas and full disks |
 //! | `engine` | the rv32 engine against riscv-tests, QEMU, and hostile firmware |
 //! | `firmware` | the public reading of images against builders of our own and real files |
 //! | `frontend` | not tests: a VMM and an rpmsg driver in this process |
@@ -22,6 +23,7 @@
 
 mod coredump;
 mod crash;
+mod dumps;
 mod engine;
 mod firmware;
 mod frontend;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rprocd::coredump::{DumpStore, Limits, Outcome};
 
-use super::chaos::{Dead, dies_of};
+use super::chaos::dies_of;
 use super::printed;
 
 const LIMITS: Limits = Limits {
@@ -13,14 +13,13 @@ const LIMITS: Limits = Limits {
     bytes: 64 << 20,
 };
 
-/// What gdb says to `commands` about a dead core and its dump.
-fn gdb(dead: &Dead, core: &Path, commands: &[&str]) -> Option<String> {
-    let image = dead.image.to_str().unwrap();
+/// What gdb says to `commands` about a firmware and a dump of it.
+pub fn gdb(image: &Path, core: &Path, commands: &[&str]) -> Option<String> {
     let mut arguments = vec!["--nx", "--batch"];
     for command in commands {
         arguments.extend(["-ex", command]);
     }
-    arguments.extend([image, core.to_str().unwrap()]);
+    arguments.extend([image.to_str().unwrap(), core.to_str().unwrap()]);
     printed("gdb-multiarch", &arguments)
 }
 
@@ -33,7 +32,7 @@ fn backtrace(command: &str) -> Option<String> {
     let Outcome::Written { path, .. } = outcome else {
         panic!("{outcome}");
     };
-    let text = gdb(&dead, &path, &["bt 20", "bt -10", "info auxv"])?;
+    let text = gdb(&dead.image, &path, &["bt 20", "bt -10", "info auxv"])?;
     println!("{command}:\n{text}");
     // None of our own notes is taken for one of the system's.
     assert!(text.contains("No auxiliary vector"), "{text}");
@@ -44,7 +43,7 @@ fn backtrace(command: &str) -> Option<String> {
 }
 
 /// Does the backtrace have a frame of `function` at a line of `file`?
-fn assert_frame(text: &str, function: &str, file: &str) {
+pub fn assert_frame(text: &str, function: &str, file: &str) {
     let found = text.lines().any(|line| {
         line.starts_with('#')
             && line.contains(function)
@@ -110,7 +109,7 @@ fn gdb_shows_the_line_in_a_dump_that_ran_out_of_time() {
     assert_eq!(why, "that was enough");
     let ring = dead.plan.vdevs[0].vring_places().next().unwrap().1;
     let missing = format!("x/x {ring}");
-    let Some(text) = gdb(&dead, &path, &["bt 20", &missing]) else {
+    let Some(text) = gdb(&dead.image, &path, &["bt 20", &missing]) else {
         return;
     };
     println!("{text}");

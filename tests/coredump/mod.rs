@@ -4,7 +4,7 @@
 //! whose tool is not installed says so and is skipped; `cargo xtask test` installs the tools.
 
 mod chaos;
-mod debugger;
+pub mod debugger;
 mod files;
 mod folder;
 

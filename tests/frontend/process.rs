@@ -98,34 +98,18 @@ pub struct Daemon {
 impl Daemon {
     /// Starts rprocd with these cores, and waits until it says that it is ready.
     pub fn start(cores: &[Core<'_>]) -> Self {
-        let folder = tempfile::tempdir().expect("a folder for the daemon");
-        let mut config = format!(
-            "firmware-directory = {:?}\n\n[control]\nsocket = {:?}\n",
-            firmware_dir(),
-            socket(&folder, "control"),
-        );
-        for core in cores {
-            let socket = socket(&folder, core.name);
-            write!(
-                config,
-                "\n[[core]]\nname = {:?}\nengine = \"rv32\"\nmemory-mib = 4\nfirmware = {:?}\n\
-                 {}\n[[core.vdev]]\nsocket = {socket:?}\nannounce = {}\n",
-                core.name,
-                format!("{}.elf", core.image),
-                core.settings,
-                core.announce,
-            )
-            .expect("text");
-            if let Some(departure) = core.departure {
-                writeln!(config, "on-departure = {departure:?}").expect("text");
-            }
-        }
-        let path = folder.path().join("rprocd.toml");
-        std::fs::write(&path, config).expect("a configuration");
+        Self::start_under(&[], cores)
+    }
 
-        let mut child = Command::new(env!("CARGO_BIN_EXE_rprocd"))
+    /// The same, with a command that becomes rprocd: its words, which rprocd's own follow.
+    pub fn start_under(wrapper: &[&str], cores: &[Core<'_>]) -> Self {
+        let folder = tempfile::tempdir().expect("a folder for the daemon");
+        let config = configuration(&folder, cores);
+        let words = [wrapper, &[env!("CARGO_BIN_EXE_rprocd")]].concat();
+        let mut child = Command::new(words[0])
+            .args(&words[1..])
             .arg("--config")
-            .arg(&path)
+            .arg(&config)
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -234,6 +218,48 @@ impl Daemon {
         }
         None
     }
+}
+
+/// Writes the configuration of these cores.
+fn configuration(folder: &TempDir, cores: &[Core<'_>]) -> PathBuf {
+    let mut config = format!(
+        "firmware-directory = {:?}\n\n[control]\nsocket = {:?}\n",
+        firmware_dir(),
+        socket(folder, "control"),
+    );
+    for core in cores {
+        let socket = socket(folder, core.name);
+        write!(
+            config,
+            "\n[[core]]\nname = {:?}\nengine = \"rv32\"\nmemory-mib = 4\nfirmware = {:?}\n\
+             {}\n[[core.vdev]]\nsocket = {socket:?}\nannounce = {}\n",
+            core.name,
+            format!("{}.elf", core.image),
+            core.settings,
+            core.announce,
+        )
+        .expect("text");
+        if let Some(departure) = core.departure {
+            writeln!(config, "on-departure = {departure:?}").expect("text");
+        }
+    }
+    let path = folder.path().join("rprocd.toml");
+    std::fs::write(&path, config).expect("a configuration");
+    path
+}
+
+/// What rprocd says when it does not start with these cores.
+pub fn refusal_at_start(arguments: &[&str], cores: &[Core<'_>]) -> String {
+    let folder = tempfile::tempdir().expect("a folder for the daemon");
+    let output = Command::new(env!("CARGO_BIN_EXE_rprocd"))
+        .arg("--config")
+        .arg(configuration(&folder, cores))
+        .args(arguments)
+        .output()
+        .expect("rprocd");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{text}");
+    text
 }
 
 fn socket(folder: &TempDir, core: &str) -> PathBuf {
