@@ -116,7 +116,8 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         ending: ending.clone(),
     })));
     if let Some(control) = &config.control {
-        let server = ControlServer::new(&control.socket, cores.clone())?;
+        let directory = &config.firmware_directory;
+        let server = ControlServer::new(&control.socket, cores.clone(), directory)?;
         events.add_subscriber(Arc::new(Mutex::new(server)));
         info!("control: listening on {}", control.socket.display());
     }

@@ -3,7 +3,8 @@
 //! What belongs here: one subscriber of the daemon's event loop that holds all of the control
 //! socket. What does not: anything that takes long; the loop waits for it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::error::Error;
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
@@ -20,8 +21,9 @@ use serde_json::{Value, json};
 use super::codec::Codec;
 use super::trace::{MAX_TRACE_BYTES, TracePiece};
 use super::{INTERFACE, INTERFACE_NAME};
+use crate::firmware::Snapshot;
 use crate::report::sentence;
-use crate::rproc::{Core, Holder, RequestError};
+use crate::rproc::{Core, Holder};
 use crate::vdev::{SessionError, bind};
 
 /// Clients at one time; one more is hung up on.
@@ -40,19 +42,62 @@ error MethodNotImplemented (method: string)
 error InvalidParameter (parameter: string)
 ";
 
+/// A connection, as the cores know it.
+struct Caller {
+    /// Counted from 1.
+    number: u64,
+    /// The cores that it has started for as long as it is there, by their places.
+    holds: BTreeSet<usize>,
+}
+
+impl Caller {
+    fn holder(&self) -> Holder {
+        Holder::Connection {
+            number: self.number,
+        }
+    }
+}
+
+/// What is asked.
+struct Service {
+    cores: Arc<Vec<Core>>,
+    /// Where another firmware is looked for.
+    firmware_directory: PathBuf,
+}
+
+impl Service {
+    /// A connection is over, and holds nothing any more.
+    fn release(&self, caller: &Caller) {
+        let Caller { number, holds } = caller;
+        debug!("control connection {number}: gone");
+        for core in holds.iter().filter_map(|place| self.cores.get(*place)) {
+            info!(
+                "control connection {number}: gone, lets go of {}",
+                core.name()
+            );
+            if let Err(cause) = core.release(caller.holder()) {
+                error!("{}", sentence(&cause));
+            }
+        }
+    }
+}
+
 struct Client {
+    caller: Caller,
     stream: UnixStream,
     codec: Codec,
     /// Answers not yet written.
     output: Vec<u8>,
 }
 
-/// The control socket. Dropping it removes the socket.
+/// The control socket. Dropping it removes the socket and ends the connections.
 pub struct ControlServer {
     path: PathBuf,
     listener: UnixListener,
-    cores: Arc<Vec<Core>>,
+    service: Service,
     clients: HashMap<i32, Client>,
+    /// Connections so far.
+    connections: u64,
 }
 
 #[derive(Deserialize)]
@@ -75,6 +120,27 @@ struct CoreParameters {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct StartParameters {
+    core: String,
+    while_connected: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RecoveryParameters {
+    core: String,
+    enabled: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FirmwareParameters {
+    core: String,
+    firmware: String,
+}
+
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct TraceParameters {
     core: String,
@@ -91,11 +157,16 @@ struct DescriptionParameters {
 struct Refusal(String, Value);
 
 impl ControlServer {
-    /// Listens on `path`.
+    /// Listens on `path`, for what can be asked of `cores`. Another firmware for one of them is a
+    /// file in `firmware_directory`.
     ///
     /// # Errors
     /// [`SessionError`], as for the socket of a vdev.
-    pub fn new(path: &Path, cores: Arc<Vec<Core>>) -> Result<Self, SessionError> {
+    pub fn new(
+        path: &Path,
+        cores: Arc<Vec<Core>>,
+        firmware_directory: &Path,
+    ) -> Result<Self, SessionError> {
         let listener = bind(path)?;
         listener
             .set_nonblocking(true)
@@ -106,8 +177,12 @@ impl ControlServer {
         Ok(Self {
             path: path.to_owned(),
             listener,
-            cores,
+            service: Service {
+                cores,
+                firmware_directory: firmware_directory.to_owned(),
+            },
             clients: HashMap::new(),
+            connections: 0,
         })
     }
 
@@ -133,7 +208,14 @@ impl ControlServer {
             });
         match added {
             Ok(()) => {
+                self.connections += 1;
+                let number = self.connections;
+                debug!("control connection {number}: begins");
                 let client = Client {
+                    caller: Caller {
+                        number,
+                        holds: BTreeSet::new(),
+                    },
                     stream,
                     codec: Codec::default(),
                     output: Vec::new(),
@@ -148,13 +230,12 @@ impl ControlServer {
         let Some(client) = self.clients.get_mut(&fd) else {
             return;
         };
-        if let Err(cause) = converse(client, &self.cores) {
+        let number = client.caller.number;
+        if let Err(cause) = converse(client, &self.service) {
             if cause.kind() != ErrorKind::UnexpectedEof {
-                debug!("control: a client is hung up on: {cause}");
+                debug!("control connection {number}: is hung up on: {cause}");
             }
-            if let Some(client) = self.clients.remove(&fd) {
-                let _ = ops.remove(Events::empty(&client.stream));
-            }
+            self.hang_up(fd, ops);
             return;
         }
         // Nothing more is read from a client that does not take its answers.
@@ -164,13 +245,25 @@ impl ControlServer {
             EventSet::OUT
         };
         if let Err(cause) = ops.modify(Events::new(&client.stream, wanted)) {
-            error!("control: a client cannot be served any more: {cause}");
+            error!("control connection {number}: cannot be served any more: {cause}");
+            self.hang_up(fd, ops);
+        }
+    }
+
+    fn hang_up(&mut self, fd: i32, ops: &mut EventOps<'_>) {
+        if let Some(client) = self.clients.remove(&fd) {
+            let _ = ops.remove(Events::empty(&client.stream));
+            // A client that has asked for the end and waits for ours knows that it is done.
+            self.service.release(&client.caller);
         }
     }
 }
 
 impl Drop for ControlServer {
     fn drop(&mut self) {
+        for client in self.clients.values() {
+            self.service.release(&client.caller);
+        }
         let _ = fs::remove_file(&self.path);
     }
 }
@@ -193,14 +286,15 @@ impl MutEventSubscriber for ControlServer {
 
 /// Reads what a client says, if its answers have been taken, and writes answers. An error ends
 /// the connection.
-fn converse(client: &mut Client, cores: &[Core]) -> io::Result<()> {
+fn converse(client: &mut Client, service: &Service) -> io::Result<()> {
     if client.output.is_empty() {
         let mut bytes = [0u8; 4096];
         match client.stream.read(&mut bytes) {
             Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
             Ok(len) => {
                 for message in client.codec.push(&bytes[..len]).map_err(io::Error::other)? {
-                    client.output.extend_from_slice(&answer(&message, cores)?);
+                    let answer = answer(&message, service, &mut client.caller)?;
+                    client.output.extend_from_slice(&answer);
                 }
             }
             Err(cause) if cause.kind() == ErrorKind::WouldBlock => {}
@@ -219,10 +313,10 @@ fn converse(client: &mut Client, cores: &[Core]) -> io::Result<()> {
 
 /// The bytes of the answer to one message; none for a call that wants none. A message that is no
 /// call at all ends the connection, since Varlink has no answer to it.
-fn answer(message: &[u8], cores: &[Core]) -> io::Result<Vec<u8>> {
+fn answer(message: &[u8], service: &Service, caller: &mut Caller) -> io::Result<Vec<u8>> {
     let call: Call = serde_json::from_slice(message)
         .map_err(|cause| io::Error::other(format!("a message is no Varlink call: {cause}")))?;
-    let answer = match perform(&call, cores) {
+    let answer = match perform(&call, service, caller) {
         Ok(parameters) => json!({ "parameters": parameters }),
         Err(Refusal(error, parameters)) => json!({ "error": error, "parameters": parameters }),
     };
@@ -256,7 +350,11 @@ fn core<'a>(call: &Call, cores: &'a [Core]) -> Result<&'a Core, Refusal> {
 
 /// The core of a name.
 fn named<'a>(name: &str, cores: &'a [Core]) -> Result<&'a Core, Refusal> {
-    let found = cores.iter().find(|core| core.name() == name);
+    place(name, cores).map(|place| &cores[place])
+}
+
+fn place(name: &str, cores: &[Core]) -> Result<usize, Refusal> {
+    let found = cores.iter().position(|core| core.name() == name);
     found.ok_or_else(|| {
         Refusal(
             format!("{INTERFACE_NAME}.NoSuchCore"),
@@ -265,23 +363,46 @@ fn named<'a>(name: &str, cores: &'a [Core]) -> Result<&'a Core, Refusal> {
     })
 }
 
-/// A method that changes a core's state.
-fn change(
+/// Changes a core, as a method wants it.
+fn change<E: Into<Box<dyn Error>>>(
     call: &Call,
-    cores: &[Core],
-    verb: impl FnOnce(&Core) -> Result<(), RequestError>,
+    caller: &Caller,
+    core: &Core,
+    verb: impl FnOnce(&Core) -> Result<(), E>,
 ) -> Result<Value, Refusal> {
-    let core = core(call, cores)?;
-    info!("control: {} {}", call.method, core.name());
+    let number = caller.number;
+    info!(
+        "control connection {number}: {} {}",
+        call.method,
+        core.name()
+    );
     verb(core).map(|()| json!({})).map_err(|cause| {
         Refusal(
             format!("{INTERFACE_NAME}.Refused"),
-            json!({ "core": core.name(), "reason": sentence(&cause) }),
+            json!({ "core": core.name(), "reason": sentence(&*cause.into()) }),
         )
     })
 }
 
-fn perform(call: &Call, cores: &[Core]) -> Result<Value, Refusal> {
+/// A start for the operator, or for as long as the connection is there.
+fn start(call: &Call, cores: &[Core], caller: &mut Caller) -> Result<Value, Refusal> {
+    let StartParameters {
+        core,
+        while_connected,
+    } = parameters(call)?;
+    let place = place(&core, cores)?;
+    let core = &cores[place];
+    if while_connected != Some(true) {
+        return change(call, caller, core, |core| core.start(Holder::Operator));
+    }
+    let holder = caller.holder();
+    let started = change(call, caller, core, |core| core.start(holder))?;
+    caller.holds.insert(place);
+    Ok(started)
+}
+
+fn perform(call: &Call, service: &Service, caller: &mut Caller) -> Result<Value, Refusal> {
+    let cores = &service.cores[..];
     match call.method.as_str() {
         "io.rprocd.List" => {
             let NoParameters {} = parameters(call)?;
@@ -291,8 +412,26 @@ fn perform(call: &Call, cores: &[Core]) -> Result<Value, Refusal> {
             }
             Ok(json!({ "cores": list }))
         }
-        "io.rprocd.Start" => change(call, cores, |core| core.start(Holder::Operator)),
-        "io.rprocd.Stop" => change(call, cores, Core::stop),
+        "io.rprocd.Start" => start(call, cores, caller),
+        "io.rprocd.Stop" => change(call, caller, core(call, cores)?, Core::stop),
+        "io.rprocd.Attach" => change(call, caller, core(call, cores)?, Core::attach),
+        "io.rprocd.Detach" => change(call, caller, core(call, cores)?, Core::detach),
+        "io.rprocd.Suspend" => change(call, caller, core(call, cores)?, Core::suspend),
+        "io.rprocd.Resume" => change(call, caller, core(call, cores)?, Core::resume),
+        "io.rprocd.Recover" => change(call, caller, core(call, cores)?, Core::recover),
+        "io.rprocd.SetRecovery" => {
+            let RecoveryParameters { core, enabled } = parameters(call)?;
+            let core = named(&core, cores)?;
+            change(call, caller, core, |core| core.set_recovery(enabled))
+        }
+        "io.rprocd.SetFirmware" => {
+            let FirmwareParameters { core, firmware } = parameters(call)?;
+            let core = named(&core, cores)?;
+            change(call, caller, core, |core| -> Result<(), Box<dyn Error>> {
+                let snapshot = Snapshot::read(&service.firmware_directory, &firmware)?;
+                Ok(core.set_firmware(snapshot)?)
+            })
+        }
         "io.rprocd.Trace" => {
             let TraceParameters { core, since } = parameters(call)?;
             let core = named(&core, cores)?;
