@@ -2,6 +2,7 @@
 //!
 //! | module | what is held against what |
 //! |---|---|
+//! | `control` | the control socket in front of cores with a journal |
 //! | `coredump` | dumps of firmware that died against gdb and readelf |
 //! | `crash` | the real daemon against firmware that dies |
 //! | `dumps` | the real daemon's coredumps against gdb, quotas and full disks |
@@ -21,6 +22,7 @@
     reason = "a test that unwraps an error fails, as it should"
 )]
 
+mod control;
 mod coredump;
 mod crash;
 mod dumps;

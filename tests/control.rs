@@ -1,0 +1,369 @@
+//! The control socket as any client sees it, in front of cores whose engine keeps a journal.
+//!
+//! What belongs here: what a call does to a core, and what the end of a connection does. What does
+//! not: `rprocctl`, the daemon's process (see `operator`), what the verbs do inside (`lifecycle`).
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+use rprocd::control::{ControlServer, INTERFACE, MAX_MESSAGE_BYTES};
+use rprocd::engine::scripted::{Journal, Scripted};
+use rprocd::rproc::{Core, Holder, Policies};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::lifecycle::{self, crash, engine, image, running_engine, table, without_recovery};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A control socket with one core behind it.
+struct Served {
+    folder: TempDir,
+    cores: Arc<Vec<Core>>,
+    journal: Journal,
+    ending: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Served {
+    fn new(engine: Scripted, policies: Policies) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (core, journal) = lifecycle::core(engine, policies);
+        let cores = Arc::new(vec![core]);
+        let path = folder.path().join("control");
+        let server = ControlServer::new(&path, cores.clone(), folder.path()).unwrap();
+        let ending = Arc::new(AtomicBool::new(false));
+        let thread = {
+            let ending = ending.clone();
+            thread::spawn(move || {
+                let mut events =
+                    EventManager::<Arc<Mutex<dyn MutEventSubscriber + Send>>>::new().unwrap();
+                events.add_subscriber(Arc::new(Mutex::new(server)));
+                while !ending.load(Ordering::SeqCst) {
+                    events.run_with_timeout(10).unwrap();
+                }
+            })
+        };
+        Self {
+            folder,
+            cores,
+            journal,
+            ending,
+            thread: Some(thread),
+        }
+    }
+
+    fn connect(&self) -> Client {
+        let stream = UnixStream::connect(self.folder.path().join("control")).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Client { stream }
+    }
+
+    fn state(&self) -> String {
+        self.cores[0].status().state
+    }
+
+    fn holders(&self) -> Vec<String> {
+        self.cores[0].status().holders
+    }
+
+    /// Drops the server.
+    fn end(&mut self) {
+        self.ending.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+struct Client {
+    stream: UnixStream,
+}
+
+impl Client {
+    fn say(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    fn call(&mut self, method: &str, parameters: &Value) -> Value {
+        let call = json!({ "method": method, "parameters": parameters });
+        self.say(format!("{call}\0").as_bytes());
+        let mut bytes = Vec::new();
+        let mut byte = [0];
+        while self.stream.read(&mut byte).unwrap() == 1 && byte != [0] {
+            bytes.push(byte[0]);
+        }
+        serde_json::from_slice(&bytes).unwrap()
+    }
+
+    #[track_caller]
+    fn done(&mut self, method: &str, parameters: &Value) {
+        let answer = self.call(&format!("io.rprocd.{method}"), parameters);
+        assert_eq!(answer, json!({ "parameters": {} }), "{method}");
+    }
+
+    /// Why not.
+    #[track_caller]
+    fn refused(&mut self, method: &str, parameters: &Value) -> String {
+        let answer = self.call(&format!("io.rprocd.{method}"), parameters);
+        assert_eq!(answer["error"], "io.rprocd.Refused", "{answer}");
+        answer["parameters"]["reason"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits until the server has hung up.
+    fn is_over(&mut self) {
+        let mut rest = Vec::new();
+        self.stream.read_to_end(&mut rest).unwrap();
+    }
+
+    fn hang_up(mut self) {
+        self.stream.shutdown(Shutdown::Write).unwrap();
+        self.is_over();
+    }
+}
+
+fn this() -> Value {
+    json!({ "core": "core" })
+}
+
+fn while_connected() -> Value {
+    json!({ "core": "core", "whileConnected": true })
+}
+
+#[test]
+fn every_method_of_the_contract_is_there_and_no_parameter_is_guessed() {
+    let served = Served::new(engine(), Policies::default());
+    let mut client = served.connect();
+    let methods: Vec<_> = INTERFACE
+        .lines()
+        .filter_map(|line| line.strip_prefix("method ")?.split_once('('))
+        .collect();
+    assert!(methods.len() > 10, "{methods:?}");
+    for (method, _) in methods {
+        let parameters = json!({ "core": "core", "enabled": true, "nonsense": 1 });
+        let answer = client.call(&format!("io.rprocd.{method}"), &parameters);
+        let expected = "org.varlink.service.InvalidParameter";
+        assert_eq!(answer["error"], expected, "{method}");
+    }
+    assert!(served.journal.take().is_empty());
+}
+
+#[test]
+fn a_core_started_for_a_connection_is_stopped_however_that_ends() {
+    let ends: [(&str, fn(&mut Client)); 4] = [
+        ("it hangs up", |client| {
+            client.stream.shutdown(Shutdown::Write).unwrap();
+        }),
+        ("it talks nonsense", |client| client.say(b"nonsense\0")),
+        ("it does not end a message", |client| {
+            client.say(&vec![b'x'; MAX_MESSAGE_BYTES + 1]);
+        }),
+        ("it goes in the middle of a message", |client| {
+            client.say(b"{\"method\":");
+            client.stream.shutdown(Shutdown::Both).unwrap();
+        }),
+    ];
+    let served = Served::new(engine(), Policies::default());
+    for (round, (name, end)) in ends.into_iter().enumerate() {
+        let mut client = served.connect();
+        client.done("Start", &while_connected());
+        assert_eq!(served.state(), "running", "{name}");
+        let holder = format!("control connection {}", round + 1);
+        assert_eq!(served.holders(), [holder], "{name}");
+        end(&mut client);
+        let deadline = Instant::now() + PATIENCE;
+        while served.state() != "offline" {
+            assert!(
+                Instant::now() < deadline,
+                "{name}: the core is held for ever"
+            );
+            thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn a_server_that_goes_lets_go_of_what_its_connections_held() {
+    let mut served = Served::new(engine(), Policies::default());
+    let mut client = served.connect();
+    client.done("Start", &while_connected());
+    served.end();
+    assert_eq!(served.state(), "offline");
+    client.is_over();
+}
+
+#[test]
+fn a_core_that_somebody_else_holds_as_well_runs_on() {
+    for operator_first in [true, false] {
+        let served = Served::new(engine(), Policies::default());
+        let (mut operator, mut client) = (served.connect(), served.connect());
+        if operator_first {
+            operator.done("Start", &this());
+            client.done("Start", &while_connected());
+        } else {
+            client.done("Start", &while_connected());
+            operator.done("Start", &json!({ "core": "core", "whileConnected": null }));
+        }
+        assert_eq!(served.holders(), ["operator", "control connection 2"]);
+        let why = client.refused("Start", &while_connected());
+        assert!(why.contains("running already"), "{why}");
+        client.hang_up();
+        assert_eq!(served.holders(), ["operator"]);
+        operator.hang_up();
+        assert_eq!(served.state(), "running");
+    }
+    let served = Served::new(engine(), Policies::default());
+    let (mut one, mut other) = (served.connect(), served.connect());
+    one.done("Start", &while_connected());
+    other.done("Start", &while_connected());
+    one.hang_up();
+    assert_eq!(served.state(), "running");
+    other.hang_up();
+    assert_eq!(served.state(), "offline");
+}
+
+#[test]
+fn a_connection_that_has_lost_its_hold_stops_nothing_at_its_end() {
+    let served = Served::new(engine(), Policies::default());
+    let (mut operator, mut client) = (served.connect(), served.connect());
+    client.done("Start", &while_connected());
+    operator.done("Stop", &this());
+    assert!(served.holders().is_empty());
+    operator.done("Start", &this());
+    client.hang_up();
+    assert_eq!(served.state(), "running");
+    assert_eq!(served.holders(), ["operator"]);
+}
+
+#[test]
+fn a_core_that_could_not_be_started_is_held_by_nobody() {
+    let served = Served::new(engine(), Policies::default());
+    let mut client = served.connect();
+    let start = rprocd::engine::scripted::Op::Start;
+    served.journal.fail_next(start);
+    let why = client.refused("Start", &while_connected());
+    assert!(why.contains("cannot be booted"), "{why}");
+    served.cores[0].start(Holder::Operator).unwrap();
+    client.hang_up();
+    assert_eq!(served.state(), "running");
+}
+
+#[test]
+fn a_core_that_runs_already_is_attached_and_let_go_of() {
+    let served = Served::new(running_engine(&table()), Policies::default());
+    let mut client = served.connect();
+    let why = client.refused("Stop", &this());
+    assert!(why.contains("attach it first"), "{why}");
+    client.done("Attach", &this());
+    assert_eq!(served.state(), "attached");
+    assert_eq!(served.holders(), ["operator"]);
+    client.done("Detach", &this());
+    assert_eq!(served.state(), "detached");
+    client.done("Start", &while_connected());
+    assert_eq!(served.state(), "attached");
+    client.hang_up();
+    assert_eq!(served.state(), "detached");
+}
+
+#[test]
+fn a_core_is_paused_and_goes_on() {
+    let served = Served::new(engine(), Policies::default());
+    let mut client = served.connect();
+    client.done("Start", &this());
+    client.done("Suspend", &this());
+    assert_eq!(served.state(), "suspended");
+    let why = client.refused("Start", &this());
+    assert!(why.contains("resume it"), "{why}");
+    client.done("Resume", &this());
+    assert_eq!(served.state(), "running");
+    let why = client.refused("Resume", &this());
+    assert!(why.contains("running already"), "{why}");
+}
+
+#[test]
+fn recovery_is_asked_for_once_or_from_now_on() {
+    let served = Served::new(engine(), without_recovery());
+    let mut client = served.connect();
+    let why = client.refused("Recover", &this());
+    assert!(why.contains("offline already"), "{why}");
+    client.done("Start", &this());
+    let die = || {
+        let before = served.cores[0].status().crashes;
+        served.journal.crash(crash("of old age"));
+        while served.cores[0].status().crashes == before {
+            thread::yield_now();
+        }
+    };
+    die();
+    assert_eq!(served.state(), "crashed");
+    client.done("Recover", &this());
+    assert_eq!(served.state(), "running");
+    assert!(!served.cores[0].status().recovery);
+    die();
+    client.done("SetRecovery", &json!({ "core": "core", "enabled": true }));
+    assert_eq!(served.state(), "running");
+    assert!(served.cores[0].status().recovery);
+    assert_eq!(served.cores[0].status().incarnation, 3);
+    client.done("SetRecovery", &json!({ "core": "core", "enabled": false }));
+    die();
+    assert_eq!(served.state(), "crashed");
+}
+
+#[test]
+fn another_firmware_is_a_file_of_the_firmware_directory_for_an_offline_core() {
+    let served = Served::new(engine(), Policies::default());
+    let mut client = served.connect();
+    let mut set = |firmware: &str| {
+        let parameters = json!({ "core": "core", "firmware": firmware });
+        client.call("io.rprocd.SetFirmware", &parameters)
+    };
+    let bytes = image(&table()).bytes().to_vec();
+    std::fs::write(served.folder.path().join("other.elf"), bytes).unwrap();
+    std::fs::write(served.folder.path().join("text.elf"), "no firmware at all").unwrap();
+    for (firmware, words) in [
+        ("../other.elf", "it contains '/'"),
+        ("none.elf", "cannot open firmware"),
+        ("control", "is a socket"),
+        ("text.elf", "the firmware of core core is not changed"),
+    ] {
+        let answer = set(firmware);
+        assert_eq!(answer["error"], "io.rprocd.Refused");
+        let why = answer["parameters"]["reason"].as_str().unwrap();
+        assert!(why.contains(words), "{why}");
+        assert_eq!(served.cores[0].status().firmware, "script.elf");
+    }
+    assert_eq!(set("other.elf"), json!({ "parameters": {} }));
+    assert_eq!(served.cores[0].status().firmware, "other.elf");
+    served.cores[0].start(Holder::Operator).unwrap();
+    let answer = set("other.elf");
+    let why = answer["parameters"]["reason"].as_str().unwrap();
+    assert!(why.contains("stop it first"), "{why}");
+}
+
+#[test]
+fn a_core_that_is_not_there_is_told_apart_for_each_method() {
+    let served = Served::new(engine(), Policies::default());
+    let mut client = served.connect();
+    for (method, parameters) in [
+        ("Start", json!({ "core": "none", "whileConnected": true })),
+        ("Attach", json!({ "core": "none" })),
+        ("SetRecovery", json!({ "core": "none", "enabled": true })),
+        ("SetFirmware", json!({ "core": "none", "firmware": "a" })),
+    ] {
+        let answer = client.call(&format!("io.rprocd.{method}"), &parameters);
+        assert_eq!(answer["error"], "io.rprocd.NoSuchCore", "{method}");
+        assert_eq!(answer["parameters"]["core"], "none");
+    }
+}
