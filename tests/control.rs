@@ -162,7 +162,8 @@ fn every_method_of_the_contract_is_there_and_no_parameter_is_guessed() {
 
 #[test]
 fn a_core_started_for_a_connection_is_stopped_however_that_ends() {
-    let ends: [(&str, fn(&mut Client)); 4] = [
+    type End = fn(&mut Client);
+    let ends: [(&str, End); 4] = [
         ("it hangs up", |client| {
             client.stream.shutdown(Shutdown::Write).unwrap();
         }),

@@ -1,13 +1,19 @@
 //! What an operator types, and what comes back.
 //!
 //! What belongs here: the command lines of `rprocd` and `rprocctl`, their output and exit status,
-//! and the control socket as any client sees it. What does not: guests.
+//! and the real daemon's control socket. What does not: what each method does (see `control`), and
+//! guests, but for their coming and going.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::frontend::process::{Core, Daemon, firmware_dir};
+use crate::frontend::rpmsg::RpmsgDriver;
+use crate::frontend::vmm::{Options, Vmm};
+
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn check(config: &str) -> Output {
     let folder = tempfile::tempdir().unwrap();
@@ -137,6 +143,201 @@ fn a_core_that_does_not_exist_and_a_daemon_that_is_not_there_have_exit_statuses_
         .unwrap();
     assert_eq!(output.status.code(), Some(5));
     assert!(String::from_utf8_lossy(&output.stderr).contains("/nonexistent/control"));
+}
+
+fn wait_until_offline(daemon: &Daemon) {
+    let deadline = Instant::now() + PATIENCE;
+    while daemon.status()[0].state != "offline" {
+        assert!(Instant::now() < deadline, "{:?}", daemon.status());
+    }
+}
+
+/// `rprocctl start --while-connected` on the first core, that says it has begun.
+fn start_while_connected(daemon: &Daemon) -> (Child, String) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_rprocctl"))
+        .arg("--socket")
+        .arg(daemon.socket("control"))
+        .args(["start", "--while-connected", "echo"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let output = child.stdout.as_mut().unwrap();
+    BufReader::new(output).read_line(&mut line).unwrap();
+    (child, line)
+}
+
+#[test]
+fn a_core_started_while_connected_lasts_as_long_as_rprocctl() {
+    let daemon = Daemon::start(&[Core {
+        settings: "auto-boot = false",
+        ..Core::default()
+    }]);
+    let (mut child, line) = start_while_connected(&daemon);
+    assert!(
+        line.starts_with("echo: held until this rprocctl ends"),
+        "{line}"
+    );
+    let core = daemon.status().swap_remove(0);
+    assert_eq!(core.state, "running");
+    let [holder] = &core.holders[..] else {
+        panic!("{:?}", core.holders);
+    };
+    assert!(holder.starts_with("control connection "), "{holder}");
+    daemon.wait_for_log(&format!("{holder}: io.rprocd.Start echo"));
+    child.stdin.as_mut().unwrap().write_all(b"typed\n").unwrap();
+    assert_eq!(daemon.status()[0].state, "running");
+    // The end of its input; by the time it is gone the core is stopped.
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+    assert_eq!(daemon.status()[0].state, "offline");
+
+    let (mut child, _) = start_while_connected(&daemon);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    wait_until_offline(&daemon);
+    let (mut child, _) = start_while_connected(&daemon);
+    assert!(daemon.rprocctl(&["start", "echo"]).status.success());
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+    assert_eq!(daemon.status()[0].state, "running");
+    assert_eq!(daemon.status()[0].holders, ["operator"]);
+}
+
+#[test]
+fn a_daemon_that_ends_ends_who_waits_for_it() {
+    let mut daemon = Daemon::start(&[Core::default()]);
+    let (child, _) = start_while_connected(&daemon);
+    daemon.ask_to_end();
+    assert!(daemon.wait_for_end().unwrap().success());
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(1));
+}
+
+#[test]
+fn status_names_the_holders_below_the_table() {
+    let daemon = Daemon::start(&[Core::default()]);
+    let text = String::from_utf8(daemon.rprocctl(&["status"]).stdout).unwrap();
+    assert_eq!(
+        text.lines().nth(2),
+        Some("echo: held by operator"),
+        "{text}"
+    );
+    assert!(daemon.rprocctl(&["stop", "echo"]).status.success());
+    let text = String::from_utf8(daemon.rprocctl(&["status"]).stdout).unwrap();
+    assert_eq!(text.lines().count(), 2, "{text}");
+}
+
+/// The text, and the exit status.
+fn said(daemon: &Daemon, arguments: &[&str]) -> (String, i32) {
+    let output = daemon.rprocctl(arguments);
+    let text = [output.stdout, output.stderr].concat();
+    (
+        String::from_utf8(text).unwrap(),
+        output.status.code().unwrap(),
+    )
+}
+
+#[test]
+fn every_verb_does_what_it_says_or_says_why_not() {
+    let daemon = Daemon::start(&[Core::default()]);
+    for (arguments, status, words, state) in [
+        (
+            &["attach", "echo"][..],
+            4,
+            "rprocd booted it; stop it",
+            "running",
+        ),
+        (
+            &["detach", "echo"],
+            4,
+            "rprocd booted it; stop it",
+            "running",
+        ),
+        (&["resume", "echo"], 4, "running already", "running"),
+        (&["suspend", "echo"], 0, "", "suspended"),
+        (&["start", "echo"], 4, "resume it, or stop it", "suspended"),
+        (&["resume", "echo"], 0, "", "running"),
+        (&["recover", "echo"], 4, "running already", "running"),
+        (&["recovery", "echo"], 0, "enabled\n", "running"),
+        (&["recovery", "echo", "disabled"], 0, "", "running"),
+        (&["recovery", "echo"], 0, "disabled\n", "running"),
+        (
+            &["recovery", "echo", "off"],
+            2,
+            "[possible values: enabled, disabled]",
+            "running",
+        ),
+        (&["firmware", "echo"], 0, "echo.elf (sha256 ", "running"),
+        (
+            &["firmware", "echo", "chaos.elf"],
+            4,
+            "stop it first",
+            "running",
+        ),
+        (&["stop", "echo"], 0, "", "offline"),
+        (
+            &["firmware", "echo", "../echo.elf"],
+            4,
+            "it contains '/'",
+            "offline",
+        ),
+        (&["firmware", "echo", "chaos.elf"], 0, "", "offline"),
+        (&["firmware", "echo"], 0, "chaos.elf (sha256 ", "offline"),
+        (&["start", "echo"], 0, "", "running"),
+        (&["timings", "nobody"], 3, "nobody", "running"),
+        (&["firmware", "nobody"], 3, "nobody", "running"),
+        (&["recovery", "nobody", "enabled"], 3, "nobody", "running"),
+    ] {
+        let (text, code) = said(&daemon, arguments);
+        assert_eq!(code, status, "{arguments:?}: {text}");
+        assert!(text.contains(words), "{arguments:?}: {text}");
+        assert_eq!(text.is_empty(), words.is_empty(), "{arguments:?}: {text}");
+        assert_eq!(daemon.status()[0].state, state, "{arguments:?}");
+    }
+}
+
+#[test]
+fn timings_are_a_table_of_changes_and_their_steps() {
+    let daemon = Daemon::start(&[Core::default()]);
+    assert!(daemon.rprocctl(&["stop", "echo"]).status.success());
+    let (text, _) = said(&daemon, &["timings", "echo"]);
+    let rows: Vec<Vec<&str>> = text
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(rows[0], ["CHANGE", "STEP", "MICROSECONDS"]);
+    assert_eq!(rows[1][..2], ["boot", "all"], "{text}");
+    let all: u64 = rows[1][2].parse().unwrap();
+    let steps = rows[2..].iter().take_while(|row| row[0] != "stop");
+    let sum: u64 = steps
+        .map(|row| row.last().unwrap().parse::<u64>().unwrap())
+        .sum();
+    // Each is rounded down.
+    assert!(sum <= all && all <= sum + 20, "{text}");
+    assert!(rows.iter().any(|row| row[..2] == ["stop", "all"]), "{text}");
+    assert!(rows.iter().any(|row| row[0] == "load"), "{text}");
+}
+
+#[test]
+fn a_core_booted_for_guests_runs_while_there_is_one() {
+    let daemon = Daemon::start(&[Core {
+        settings: "auto-boot = false\nboot-on-guest = true",
+        ..Core::default()
+    }]);
+    assert_eq!(daemon.status()[0].state, "offline");
+    for _ in 0..2 {
+        let mut vmm = Vmm::connect(&daemon.socket("echo"), Options::default()).unwrap();
+        let mut driver = RpmsgDriver::probe(&mut vmm).unwrap();
+        driver.wait_for_channel("rpmsg-raw", PATIENCE).unwrap();
+        let core = daemon.status().swap_remove(0);
+        assert_eq!(
+            (core.state.as_str(), &core.holders[..]),
+            ("running", &["guest of vdev 0".to_owned()][..])
+        );
+        vmm.hang_up();
+        wait_until_offline(&daemon);
+    }
 }
 
 fn call(stream: &mut UnixStream, message: &str) -> serde_json::Value {

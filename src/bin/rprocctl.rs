@@ -1,13 +1,15 @@
 //! `rprocctl`: the operator's tool. It knows only the control socket.
 
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
+use rustix::event::{PollFd, PollFlags, poll};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -21,7 +23,8 @@ const POLL: Duration = Duration::from_millis(200);
 
 /// Shows what rprocd's cores do, starts them and stops them.
 ///
-/// Exit status: 0 done, 1 failed, 2 wrong usage, 3 no such core, 4 not in that state, 5 rprocd cannot be reached.
+/// Exit status: 0 done, 1 failed, 2 wrong usage, 3 no such core, 4 refused, 5 rprocd cannot be
+/// reached.
 #[derive(Parser)]
 #[command(version, max_term_width = 80)]
 struct Arguments {
@@ -46,13 +49,60 @@ enum Verb {
         #[arg(short, long)]
         json: bool,
     },
-    /// Start a core that is offline or crashed
+    /// Start a core that is offline or crashed, or attach one
     Start {
+        /// Only for as long as this rprocctl runs: until Ctrl-C, or the end of its input
+        #[arg(short, long)]
+        while_connected: bool,
         /// The core's name
         core: String,
     },
-    /// Stop a core; guests stay attached, and it stays stopped
+    /// Stop a core, whoever holds it; guests stay attached
     Stop {
+        /// The core's name
+        core: String,
+    },
+    /// Take over a core that runs already
+    Attach {
+        /// The core's name
+        core: String,
+    },
+    /// Let go of a core that was attached; it runs on
+    Detach {
+        /// The core's name
+        core: String,
+    },
+    /// Pause a core; its guests wait
+    Suspend {
+        /// The core's name
+        core: String,
+    },
+    /// Let a suspended core go on
+    Resume {
+        /// The core's name
+        core: String,
+    },
+    /// Restart a crashed core now, whatever was to come next
+    Recover {
+        /// The core's name
+        core: String,
+    },
+    /// Show or set whether a core that crashes is restarted
+    Recovery {
+        /// The core's name
+        core: String,
+        /// Until rprocd ends; enabling it restarts a crashed core at once
+        setting: Option<Setting>,
+    },
+    /// Show a core's firmware, or give an offline core another one
+    Firmware {
+        /// The core's name
+        core: String,
+        /// A file in rprocd's firmware directory; it is used until rprocd ends
+        name: Option<String>,
+    },
+    /// How long a core's last boot, stop, recovery and so on took
+    Timings {
         /// The core's name
         core: String,
     },
@@ -66,16 +116,35 @@ enum Verb {
     },
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Setting {
+    Enabled,
+    Disabled,
+}
+
 /// Why there is no result: a sentence and an exit status.
 struct Failure(u8, String);
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    let socket = &arguments.socket;
     let result = match &arguments.verb {
-        Verb::Status { json } => status(&arguments.socket, *json),
-        Verb::Start { core } => change(&arguments.socket, "io.rprocd.Start", core),
-        Verb::Stop { core } => change(&arguments.socket, "io.rprocd.Stop", core),
-        Verb::Trace { core, follow } => trace(&arguments.socket, core, *follow),
+        Verb::Status { json } => status(socket, *json),
+        Verb::Start {
+            core,
+            while_connected: true,
+        } => start_while_connected(socket, core),
+        Verb::Start { core, .. } => change(socket, "io.rprocd.Start", core),
+        Verb::Stop { core } => change(socket, "io.rprocd.Stop", core),
+        Verb::Attach { core } => change(socket, "io.rprocd.Attach", core),
+        Verb::Detach { core } => change(socket, "io.rprocd.Detach", core),
+        Verb::Suspend { core } => change(socket, "io.rprocd.Suspend", core),
+        Verb::Resume { core } => change(socket, "io.rprocd.Resume", core),
+        Verb::Recover { core } => change(socket, "io.rprocd.Recover", core),
+        Verb::Recovery { core, setting } => recovery(socket, core, *setting),
+        Verb::Firmware { core, name } => firmware(socket, core, name.as_deref()),
+        Verb::Timings { core } => timings(socket, core),
+        Verb::Trace { core, follow } => trace(socket, core, *follow),
     };
     match result.and_then(|text| write(&text)) {
         Ok(_) => ExitCode::SUCCESS,
@@ -87,17 +156,36 @@ fn main() -> ExitCode {
 }
 
 fn status(socket: &Path, as_json: bool) -> Result<String, Failure> {
-    #[derive(Deserialize)]
-    struct Answer {
-        cores: Vec<CoreStatus>,
-    }
     let answer = call(socket, "io.rprocd.List", &json!({}))?;
     if as_json {
         return Ok(format!("{answer:#}\n"));
     }
+    Ok(table(&cores(answer)?))
+}
+
+/// What the answer to `List` says.
+fn cores(answer: Value) -> Result<Vec<CoreStatus>, Failure> {
+    #[derive(Deserialize)]
+    struct Answer {
+        cores: Vec<CoreStatus>,
+    }
     let Answer { cores } = serde_json::from_value(answer)
         .map_err(|cause| Failure(1, format!("the answer is not understood: {cause}")))?;
-    Ok(table(&cores))
+    Ok(cores)
+}
+
+/// One core of that name.
+fn core(socket: &Path, name: &str) -> Result<CoreStatus, Failure> {
+    let cores = cores(call(socket, "io.rprocd.List", &json!({}))?)?;
+    let found = cores.into_iter().find(|core| core.name == name);
+    found.ok_or_else(|| no_such_core(&json!({ "core": name }).to_string()))
+}
+
+fn no_such_core(about: &str) -> Failure {
+    Failure(
+        3,
+        format!("there is no such core: {about}; `rprocctl status` lists them"),
+    )
 }
 
 fn table(cores: &[CoreStatus]) -> String {
@@ -165,9 +253,16 @@ fn table(cores: &[CoreStatus]) -> String {
                 },
             ]);
         }
+        if !core.holders.is_empty() {
+            let holders = core.holders.join(", ");
+            notes.push(format!("{}: held by {holders}", core.name));
+        }
         if let Some(crash) = &core.last_crash {
             let crashes = core.crashes;
             notes.push(format!("{}: crash {crashes}: {crash}", core.name));
+        }
+        if let Some(dump) = &core.last_dump {
+            notes.push(format!("{}: {dump}", core.name));
         }
         if let Some(next) = &core.next {
             notes.push(format!("{}: {next}", core.name));
@@ -203,6 +298,59 @@ fn columns<const N: usize>(rows: &[[String; N]]) -> String {
 
 fn change(socket: &Path, method: &str, core: &str) -> Result<String, Failure> {
     call(socket, method, &json!({ "core": core })).map(|_| String::new())
+}
+
+fn recovery(socket: &Path, name: &str, setting: Option<Setting>) -> Result<String, Failure> {
+    let Some(setting) = setting else {
+        let enabled = core(socket, name)?.recovery;
+        return Ok(format!(
+            "{}\n",
+            if enabled { "enabled" } else { "disabled" }
+        ));
+    };
+    let enabled = setting == Setting::Enabled;
+    let parameters = json!({ "core": name, "enabled": enabled });
+    call(socket, "io.rprocd.SetRecovery", &parameters).map(|_| String::new())
+}
+
+fn firmware(socket: &Path, name: &str, file: Option<&str>) -> Result<String, Failure> {
+    let Some(file) = file else {
+        let core = core(socket, name)?;
+        return Ok(format!(
+            "{} (sha256 {})\n",
+            core.firmware, core.firmware_sha256
+        ));
+    };
+    let parameters = json!({ "core": name, "firmware": file });
+    call(socket, "io.rprocd.SetFirmware", &parameters).map(|_| String::new())
+}
+
+fn timings(socket: &Path, name: &str) -> Result<String, Failure> {
+    let mut rows = vec![["CHANGE", "STEP", "MICROSECONDS"].map(str::to_owned)];
+    for timeline in core(socket, name)?.timelines {
+        let all = timeline.microseconds.to_string();
+        rows.push([timeline.what, "all".to_owned(), all]);
+        for step in timeline.steps {
+            let time = step.microseconds.to_string();
+            rows.push([String::new(), step.step, time]);
+        }
+    }
+    Ok(columns(&rows))
+}
+
+/// Starts a core for this connection, which then stays as long as this process does.
+fn start_while_connected(socket: &Path, core: &str) -> Result<String, Failure> {
+    let mut connection = Connection::open(socket)?;
+    let parameters = json!({ "core": core, "whileConnected": true });
+    connection.call("io.rprocd.Start", &parameters)?;
+    // Nobody has to read it.
+    write(&format!(
+        "{core}: held until this rprocctl ends (Ctrl-C, or the end of its input); it is then \
+         stopped, unless somebody else holds it\n"
+    ))?;
+    connection.wait_for_end_of_input()?;
+    connection.end()?;
+    Ok(String::new())
 }
 
 /// Writes to the standard output. `false` says that it was closed (`rprocctl trace x | head`),
@@ -277,66 +425,124 @@ fn gaps(piece: &TracePiece) -> Vec<String> {
 
 /// One call, one answer.
 fn call(socket: &Path, method: &str, parameters: &Value) -> Result<Value, Failure> {
-    let unreachable = |cause: io::Error| {
-        Failure(
-            5,
-            format!(
-                "rprocd cannot be reached at {}: {cause}; is it running, and is this the socket \
-                 of its configuration?",
-                socket.display()
-            ),
-        )
-    };
-    let mut stream = UnixStream::connect(socket).map_err(unreachable)?;
-    stream
-        .set_read_timeout(Some(TIMEOUT))
-        .map_err(unreachable)?;
-    stream
-        .set_write_timeout(Some(TIMEOUT))
-        .map_err(unreachable)?;
-    let mut message = json!({ "method": method, "parameters": parameters }).to_string();
-    message.push('\0');
-    stream.write_all(message.as_bytes()).map_err(unreachable)?;
-    let mut bytes = Vec::new();
-    let mut buffer = [0; 4096];
-    while bytes.last() != Some(&0) {
-        match stream.read(&mut buffer).map_err(unreachable)? {
-            0 => {
-                return Err(Failure(
-                    1,
-                    "rprocd hung up without an answer; see its log".into(),
-                ));
-            }
-            len => bytes.extend_from_slice(&buffer[..len]),
+    Connection::open(socket)?.call(method, parameters)
+}
+
+/// A connection to rprocd.
+struct Connection<'a> {
+    stream: UnixStream,
+    socket: &'a Path,
+}
+
+impl<'a> Connection<'a> {
+    fn open(socket: &'a Path) -> Result<Self, Failure> {
+        let stream = UnixStream::connect(socket).and_then(|stream| {
+            stream.set_read_timeout(Some(TIMEOUT))?;
+            stream.set_write_timeout(Some(TIMEOUT))?;
+            Ok(stream)
+        });
+        match stream {
+            Ok(stream) => Ok(Self { stream, socket }),
+            Err(cause) => Err(unreachable(socket, &cause)),
         }
     }
-    bytes.pop();
-    let mut answer: Value = serde_json::from_slice(&bytes)
-        .map_err(|cause| Failure(1, format!("the answer is not understood: {cause}")))?;
-    if let Some(error) = answer.get("error").and_then(Value::as_str) {
-        let about = answer
-            .get("parameters")
-            .map(Value::to_string)
-            .unwrap_or_default();
-        return Err(match error {
-            "io.rprocd.NoSuchCore" => Failure(
-                3,
-                format!("there is no such core: {about}; `rprocctl status` lists them"),
-            ),
-            "io.rprocd.Refused" => {
-                let reason = answer["parameters"]["reason"].as_str();
-                Failure(
-                    4,
-                    reason
-                        .unwrap_or("rprocd refuses, and gives no reason")
-                        .to_owned(),
-                )
-            }
-            other => Failure(1, format!("rprocd refuses: {other} {about}")),
-        });
+
+    fn unreachable(&self) -> impl Fn(io::Error) -> Failure + use<'a> {
+        let socket = self.socket;
+        move |cause| unreachable(socket, &cause)
     }
-    Ok(answer
-        .get_mut("parameters")
-        .map(Value::take)
-        .unwrap_or_default())
+
+    fn call(&mut self, method: &str, parameters: &Value) -> Result<Value, Failure> {
+        let unreachable = self.unreachable();
+        let mut message = json!({ "method": method, "parameters": parameters }).to_string();
+        message.push('\0');
+        self.stream
+            .write_all(message.as_bytes())
+            .map_err(&unreachable)?;
+        let mut bytes = Vec::new();
+        let mut buffer = [0; 4096];
+        while bytes.last() != Some(&0) {
+            match self.stream.read(&mut buffer).map_err(&unreachable)? {
+                0 => {
+                    return Err(Failure(
+                        1,
+                        "rprocd hung up without an answer; see its log".into(),
+                    ));
+                }
+                len => bytes.extend_from_slice(&buffer[..len]),
+            }
+        }
+        bytes.pop();
+        let mut answer: Value = serde_json::from_slice(&bytes)
+            .map_err(|cause| Failure(1, format!("the answer is not understood: {cause}")))?;
+        if let Some(error) = answer.get("error").and_then(Value::as_str) {
+            let about = answer
+                .get("parameters")
+                .map(Value::to_string)
+                .unwrap_or_default();
+            return Err(match error {
+                "io.rprocd.NoSuchCore" => no_such_core(&about),
+                "io.rprocd.Refused" => {
+                    let reason = answer["parameters"]["reason"].as_str();
+                    Failure(
+                        4,
+                        reason
+                            .unwrap_or("rprocd refuses, and gives no reason")
+                            .to_owned(),
+                    )
+                }
+                other => Failure(1, format!("rprocd refuses: {other} {about}")),
+            });
+        }
+        Ok(answer
+            .get_mut("parameters")
+            .map(Value::take)
+            .unwrap_or_default())
+    }
+
+    /// Reads and forgets the standard input.
+    fn wait_for_end_of_input(&self) -> Result<(), Failure> {
+        let mut input = io::stdin().lock();
+        loop {
+            let mut fds = [
+                PollFd::new(&input, PollFlags::IN),
+                PollFd::new(&self.stream, PollFlags::IN),
+            ];
+            match poll(&mut fds, None) {
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(cause) => return Err(Failure(1, format!("cannot wait: {cause}"))),
+                Ok(_) => {}
+            }
+            let [typed, said] = fds.map(|fd| !fd.revents().is_empty());
+            // Nothing was asked, so all that can come is the end.
+            if said {
+                let text = "rprocd hung up, and holds the core for nobody here; see its log";
+                return Err(Failure(1, text.to_owned()));
+            }
+            if typed && !matches!(input.read(&mut [0; 4096]), Ok(1..)) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Hangs up, and waits until rprocd has done what follows from that.
+    fn end(mut self) -> Result<(), Failure> {
+        let unreachable = self.unreachable();
+        self.stream
+            .shutdown(Shutdown::Write)
+            .and_then(|()| self.stream.read_to_end(&mut Vec::new()))
+            .map(drop)
+            .map_err(unreachable)
+    }
+}
+
+fn unreachable(socket: &Path, cause: &io::Error) -> Failure {
+    Failure(
+        5,
+        format!(
+            "rprocd cannot be reached at {}: {cause}; is it running, and is this the socket of its \
+             configuration?",
+            socket.display()
+        ),
+    )
 }
