@@ -52,6 +52,11 @@ impl Holders {
         self.0.contains(holder)
     }
 
+    /// Is there nobody but this one?
+    pub(super) fn are_only(&self, holder: &Holder) -> bool {
+        self.0.len() == 1 && self.contains(holder)
+    }
+
     /// Nobody any more.
     pub(super) fn clear(&mut self) {
         self.0.clear();

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use rprocd::rproc::{Core, Holder, Policies, RequestError};
+use rprocd::rproc::{Core, Departure, Holder, Policies, RequestError};
 use rprocd::vdev::Listening;
 
 use super::{Noting, Table, core, crash, eager, engine, image, table};
@@ -61,6 +61,25 @@ fn the_first_guest_starts_a_core_and_the_last_one_s_departure_stops_it() {
         wait_for(&core, "offline");
         journal.take();
     }
+}
+
+#[test]
+fn a_core_that_stops_with_its_last_guest_is_not_restarted_for_nobody_first() {
+    let policies = Policies {
+        departures: vec![Departure::RestartCore],
+        ..on_guest()
+    };
+    let (core, journal) = core(engine(), policies);
+    let socket = served(&core);
+    let mut vmm = Vmm::connect(&socket.path, Options::default()).unwrap();
+    let _driver = RpmsgDriver::probe(&mut vmm).unwrap();
+    wait_for(&core, "running");
+    journal.take();
+    drop(vmm);
+    wait_for(&core, "offline");
+    let calls = journal.take();
+    assert!(!calls.contains(&"start".to_owned()), "{calls:?}");
+    assert_eq!(core.status().incarnation, 1);
 }
 
 #[test]

@@ -73,8 +73,15 @@ impl Machine {
         for index in 0..QUEUES {
             self.vdevs[vdev].detach(index);
         }
-        self.departed(vdev);
-        if let Err(cause) = self.release(&Holder::Guest { vdev }) {
+        let leaving = Holder::Guest { vdev };
+        if self.holders.are_only(&leaving) && !matches!(self.state, State::Attached(_)) {
+            // The core is stopped right away. A restart, or the time to notice a reset, would be
+            // for nobody.
+            self.vdevs[vdev].reset();
+        } else {
+            self.departed(vdev);
+        }
+        if let Err(cause) = self.release(&leaving) {
             error!("{}", sentence(&cause));
         }
     }
