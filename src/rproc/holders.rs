@@ -23,6 +23,13 @@ pub enum Holder {
     },
 }
 
+impl Holder {
+    /// A guest's, which has no say in whether a core that crashed is started again.
+    pub(super) fn is_guest(&self) -> bool {
+        matches!(self, Self::Guest { .. })
+    }
+}
+
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

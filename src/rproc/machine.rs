@@ -380,8 +380,9 @@ impl Machine {
     }
 
     /// `holder` wants the core running: boots it if it is offline, attaches it if it is detached.
-    /// A crashed core is booted at once, and its crashes are forgiven. One that runs gets one
-    /// holder more.
+    /// A crashed core is booted at once, and its crashes are forgiven; but not for a guest, which
+    /// waits for what recovery decides: coming back would be a way around a hold. One that runs
+    /// gets one holder more.
     ///
     /// # Errors
     /// [`RequestError::AlreadySo`] if it runs and is held by `holder`; [`RequestError::Refused`];
@@ -392,8 +393,13 @@ impl Machine {
                 info!("{}: held by {holder} as well", self.name);
             }
             refused @ Err(_) => return refused,
+            Ok(()) if holder.is_guest() && self.state() == CoreState::Crashed => {
+                info!("{}: {holder} waits for it", self.name);
+            }
             Ok(()) => {
-                self.history.forgive();
+                if !holder.is_guest() {
+                    self.history.forgive();
+                }
                 match self.state {
                     State::Detached => self.attach_core()?,
                     _ => self.boot_afresh()?,

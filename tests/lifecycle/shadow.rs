@@ -174,6 +174,10 @@ impl Shadow {
                     CoreState::Running | CoreState::Attached => {}
                     CoreState::Offline => self.boot(failing, true),
                     CoreState::Detached => self.attach(failing),
+                    CoreState::Crashed if matches!(holder, Holder::Guest { .. }) => {
+                        self.holders.insert(holder.clone());
+                        return;
+                    }
                     CoreState::Crashed if self.stuck && failing == Some(self.end()) => return,
                     CoreState::Crashed => self.boot(failing, true),
                     CoreState::Suspended | CoreState::Deleted => return,

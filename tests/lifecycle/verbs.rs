@@ -1,7 +1,12 @@
 //! Every verb in every state, as the table says.
 
+use std::time::Duration;
+
 use rprocd::engine::scripted::Journal;
-use rprocd::rproc::{Admission, CoreState, Coredumps, Holder, Machine, RequestError, Verb, admit};
+use rprocd::rproc::{
+    Admission, CoreState, Coredumps, Holder, Machine, Policies, RecoveryPolicy, RequestError, Verb,
+    admit,
+};
 
 use super::{crash, engine, image, machine, running_engine, table, without_recovery};
 
@@ -147,6 +152,41 @@ fn the_last_holder_of_a_crashed_core_stops_it() {
     let (mut machine, _) = in_state(CoreState::Crashed);
     machine.release(&Holder::Operator).unwrap();
     assert_eq!(machine.state(), CoreState::Offline);
+}
+
+#[test]
+fn a_guest_that_comes_back_does_not_start_a_core_that_is_held() {
+    let policies = Policies {
+        recovery: RecoveryPolicy {
+            minimum_run_time: Duration::ZERO,
+            hold_after: 2,
+            ..RecoveryPolicy::default()
+        },
+        ..Policies::default()
+    };
+    let guest = Holder::Guest { vdev: 0 };
+    let (mut machine, _) = machine(engine(), policies, Coredumps::disabled());
+    machine.start(guest.clone()).unwrap();
+    machine.report_crash(1, crash("first"));
+    machine.drive(|| false);
+    machine.report_crash(2, crash("second"));
+    machine.drive(|| false);
+    assert!(machine.status().next.unwrap().contains("held after 2"));
+    machine.start(guest.clone()).unwrap();
+    assert_eq!(machine.state(), CoreState::Crashed);
+    // Gone, and back: it is started, and what it did before is not forgotten.
+    machine.release(&guest).unwrap();
+    machine.start(guest.clone()).unwrap();
+    assert_eq!(machine.state(), CoreState::Running);
+    machine.report_crash(3, crash("third"));
+    machine.drive(|| false);
+    assert!(machine.status().next.unwrap().contains("held after 2"));
+    // An operator means it.
+    machine.start(Holder::Operator).unwrap();
+    assert_eq!(machine.holders(), ["operator", "guest of vdev 0"]);
+    machine.report_crash(4, crash("fourth"));
+    machine.drive(|| false);
+    assert_eq!(machine.state(), CoreState::Running);
 }
 
 #[test]
