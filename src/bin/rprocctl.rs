@@ -372,6 +372,7 @@ fn trace(socket: &Path, core: &str, follow: bool) -> Result<String, Failure> {
     struct Answer {
         buffers: Vec<TracePiece>,
     }
+    let mut connection = Connection::open(socket)?;
     let mut since: Vec<u64> = Vec::new();
     // Where the buffers were when they were first asked: a firmware that goes on writing is
     // not waited for.
@@ -379,7 +380,7 @@ fn trace(socket: &Path, core: &str, follow: bool) -> Result<String, Failure> {
     let mut in_line = false;
     loop {
         let parameters = json!({ "core": core, "since": since });
-        let answer = call(socket, "io.rprocd.Trace", &parameters)?;
+        let answer = connection.call("io.rprocd.Trace", &parameters)?;
         let Answer { buffers } = serde_json::from_value(answer)
             .map_err(|cause| Failure(1, format!("the answer is not understood: {cause}")))?;
         let goal = goal.get_or_insert_with(|| buffers.iter().map(|piece| piece.end).collect());

@@ -130,6 +130,7 @@ use Admission::{Accept as YES, AlreadySo as SO, Refuse};
 const NOTHING_RUNS: Admission = Refuse("nothing runs; start it");
 const PAUSED: Admission = Refuse("it is suspended; resume it, or stop it");
 const NOT_OURS: Admission = Refuse("it runs without rprocd; attach it first");
+const OURS: Admission = Refuse("rprocd booted it, and drives it already");
 const BOOTED: Admission = Refuse("rprocd booted it; stop it");
 const DEAD: Admission = Refuse("it crashed; start it, or stop it");
 const GOING: Admission = Refuse("it is being removed");
@@ -143,7 +144,7 @@ const TABLE: [[Admission; CoreState::ALL.len()]; Verb::ALL.len()] = [
     //               offline       suspended   running     crashed     attached     detached     deleted
     /* start      */ [YES,          PAUSED,     SO,         YES,        SO,          YES,         GOING],
     /* stop       */ [SO,           YES,        YES,        YES,        YES,         NOT_OURS,    GOING],
-    /* attach     */ [NOTHING_RUNS, BOOTED,     BOOTED,     DEAD,       SO,          YES,         GOING],
+    /* attach     */ [NOTHING_RUNS, OURS,       OURS,       DEAD,       SO,          YES,         GOING],
     /* detach     */ [NOTHING_RUNS, BOOTED,     BOOTED,     DEAD,       YES,         SO,          GOING],
     /* suspend    */ [NOTHING_RUNS, SO,         YES,        DEAD,       FOREIGN,     NOT_OURS,    GOING],
     /* resume     */ [NOTHING_RUNS, YES,        SO,         DEAD,       SO,          NOT_OURS,    GOING],
