@@ -242,12 +242,7 @@ fn said(daemon: &Daemon, arguments: &[&str]) -> (String, i32) {
 fn every_verb_does_what_it_says_or_says_why_not() {
     let daemon = Daemon::start(&[Core::default()]);
     for (arguments, status, words, state) in [
-        (
-            &["attach", "echo"][..],
-            4,
-            "rprocd booted it; stop it",
-            "running",
-        ),
+        (&["attach", "echo"][..], 4, "drives it already", "running"),
         (
             &["detach", "echo"],
             4,
