@@ -8,6 +8,7 @@ pub mod cargo;
 pub mod check;
 pub mod demo;
 pub mod firmware;
+pub mod fuzz;
 pub mod kit;
 pub mod test;
 pub mod tools;

@@ -21,6 +21,8 @@ enum Command {
     Demo(xtask::demo::Options),
     /// Format, lints, documentation and every test, those in a VM included
     Test(xtask::test::Options),
+    /// Run the fuzz targets
+    Fuzz(xtask::fuzz::Options),
     /// Say what a loader would do with firmware images; status 1 if one is refused
     CheckFirmware(xtask::check::Options),
     /// Build the firmware images into target/firmware
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo(options) => xtask::demo::run(&options),
         Command::Test(options) => xtask::test::run(&options),
+        Command::Fuzz(options) => xtask::fuzz::run(&options),
         Command::CheckFirmware(options) => xtask::check::run(&options),
         Command::Fw => xtask::firmware::run(),
         Command::Kit(options) => xtask::kit::run(&options),

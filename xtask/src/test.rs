@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 
 use crate::kit::{self, KIT_VARIABLE, OTHERS_VARIABLE};
 use crate::tools::tool;
-use crate::{cargo, firmware, tools};
+use crate::{cargo, firmware, fuzz, tools};
 
 /// `cargo xtask test`.
 #[derive(clap::Args, Debug)]
@@ -73,6 +73,12 @@ fn steps(options: &Options) -> Vec<Step<'_>> {
         steps.push((
             "model of who drives a core",
             Box::new(move || cargo::show(cargo::cargo().args(words))),
+        ));
+    }
+    if filter.is_none() {
+        steps.push((
+            "fuzz targets, shortly",
+            Box::new(|| fuzz::run(&fuzz::SHORTLY)),
         ));
     }
     // Its library is for both machines, and tested on this one.
