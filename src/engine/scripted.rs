@@ -123,10 +123,14 @@ impl Op {
     }
 }
 
+/// What happens while a call is under way.
+type Meanwhile = Box<dyn FnOnce() + Send>;
+
 #[derive(Default)]
 struct Notes {
     lines: Vec<String>,
     failing: Vec<Op>,
+    meanwhile: Vec<(Op, Meanwhile)>,
     reporter: Option<Reporter>,
     incarnation: u32,
     printed: bool,
@@ -184,6 +188,12 @@ impl Journal {
         self.notes().failing.clear();
     }
 
+    /// In the middle of the next call of `op`, on the thread that calls, `what` happens. It may
+    /// report and start threads; it may not ask the core for anything, which waits for this call.
+    pub fn at_next(&self, op: Op, what: impl FnOnce() + Send + 'static) {
+        self.notes().meanwhile.push((op, Box::new(what)));
+    }
+
     /// Reports a crash of the incarnation that runs, from the calling thread.
     pub fn crash(&self, crash: Crash) {
         let incarnation = self.notes().incarnation;
@@ -210,7 +220,7 @@ impl Journal {
     fn call(&self, op: Op) -> Result<(), EngineError> {
         let mut notes = self.notes();
         let failing = notes.failing.iter().position(|failing| *failing == op);
-        match failing {
+        let answer = match failing {
             None => {
                 notes.write(op.name().to_owned());
                 Ok(())
@@ -223,7 +233,15 @@ impl Journal {
                     op.name()
                 )))
             }
+        };
+        let meanwhile = notes.meanwhile.iter().position(|(at, _)| *at == op);
+        let meanwhile = meanwhile.map(|index| notes.meanwhile.remove(index).1);
+        // It may use this journal.
+        drop(notes);
+        if let Some(what) = meanwhile {
+            what();
         }
+        answer
     }
 }
 
@@ -243,6 +261,7 @@ pub struct Scripted {
     script: Script,
     kicked: NotifySet,
     kicks: NotifySet,
+    storm: (NotifySet, u64),
     running: bool,
 }
 
@@ -264,6 +283,7 @@ impl Scripted {
             script: Box::new(|_, _| RunEnd::Waiting { until: None }),
             kicked: NotifySet::default(),
             kicks: NotifySet::default(),
+            storm: (NotifySet::default(), 0),
             running: false,
         })
     }
@@ -318,6 +338,13 @@ impl Scripted {
     /// The kicks that the next turn reports, whatever the script does.
     pub fn set_kicks(&mut self, kicks: NotifySet) -> &mut Self {
         self.kicks = kicks;
+        self
+    }
+
+    /// Every turn reports these kicks, and `stray` with ids that cannot exist, whatever the script
+    /// does.
+    pub fn set_storm(&mut self, kicks: NotifySet, stray: u64) -> &mut Self {
+        self.storm = (kicks, stray);
         self
     }
 }
@@ -446,9 +473,11 @@ impl Engine for Scripted {
             return Run::quiet(RunEnd::Waiting { until: None });
         }
         let end = (self.script)(&self.ram, std::mem::take(&mut self.kicked));
+        let NotifySet(kicks) = std::mem::take(&mut self.kicks);
+        let (NotifySet(storm), stray_kicks) = self.storm;
         Run {
-            kicks: std::mem::take(&mut self.kicks),
-            stray_kicks: 0,
+            kicks: NotifySet(kicks | storm),
+            stray_kicks,
             end,
         }
     }
