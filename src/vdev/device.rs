@@ -246,10 +246,14 @@ impl Vdev {
                 break;
             }
         }
-        if let Some(core) = self.core.take() {
-            self.to_guest.lost += core.to_guest.undelivered(ram);
-            self.to_core.lost += core.to_core.untaken(ram);
-        }
+        self.core_lost(ram);
+    }
+
+    /// There is no firmware behind the vdev any more: it died, or broke its vring.
+    fn core_lost(&mut self, ram: &Ram) {
+        let Some(core) = self.core.take() else { return };
+        self.to_guest.lost += core.to_guest.undelivered(ram);
+        self.to_core.lost += core.to_core.untaken(ram);
         self.stale = self.features & VIRTIO_RPMSG_F_NS != 0;
         self.farewells.add(self.announcements.take());
         self.discard_sent();
@@ -312,7 +316,11 @@ impl Vdev {
             .to_core
             .relay(&mut queue.ring, memory, ram, &mut self.to_core, &mut moved);
         let id = core.ids[QUEUE_TO_CORE];
-        self.conclude(QUEUE_TO_CORE, Some(id), moved, ended)
+        let round = self.conclude(QUEUE_TO_CORE, Some(id), moved, ended);
+        if round.failed {
+            self.core_lost(ram);
+        }
+        round
     }
 
     /// Must the relay to the core be looked at again, though nothing came from the guest?
@@ -348,7 +356,11 @@ impl Vdev {
             &mut moved,
         );
         let id = core.ids[QUEUE_TO_GUEST];
-        self.conclude(QUEUE_TO_GUEST, Some(id), moved, ended)
+        let round = self.conclude(QUEUE_TO_GUEST, Some(id), moved, ended);
+        if round.failed {
+            self.core_lost(ram);
+        }
+        round
     }
 
     /// Does what a burst asks for, also if a fault ended it. Nothing of the ring is held any more,
@@ -382,10 +394,6 @@ impl Vdev {
             }
         }
         let failed = matches!(ended, Err(RelayFault::Firmware(_) | RelayFault::Memory(_)));
-        if failed {
-            self.core = None;
-            self.farewells.add(self.announcements.take());
-        }
         Round {
             progress: moved.progress || ended.is_err(),
             kick: id.filter(|_| moved.kick_core && !failed),
