@@ -4,6 +4,7 @@
 //! What belongs here: order, refusals, failures, holders. What does not: what a real engine or a
 //! real guest shows as well (`crash`, `guest`).
 
+mod collisions;
 mod guests;
 mod order;
 mod own_ways;

@@ -130,6 +130,8 @@ impl Machine {
     /// The engine has started or attached: what goes up after it. If that fails, the core is
     /// stopped (Linux does that to an attached one, too).
     fn begin(&mut self, number: u32, plan: &mut BootPlan) -> Result<(), BootError> {
+        // Even if what follows fails: the engine may still report a crash of this number.
+        self.incarnations = number;
         if let Err(cause) = self.subdevices.start(plan) {
             if let Err(cause) = self.engine.stop() {
                 error!("{}: cannot be stopped again: {cause}", self.name);
@@ -137,7 +139,6 @@ impl Machine {
             self.subdevices.unprepare();
             return Err(cause);
         }
-        self.incarnations = number;
         self.unnoticed.clear();
         if number == 1 {
             plan.log(&self.name);
