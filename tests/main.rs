@@ -13,6 +13,7 @@
 //! | `harness` | that VMM and that driver against a device that is known to be right, or wrong |
 //! | `lifecycle` | states and their changes against Linux's order, a table and a model |
 //! | `operator` | command lines and the control socket |
+//! | `rows` | which test holds which numbered hostile input |
 //! | `running` | the library's cores against scripts of firmware that turns hostile while it runs |
 //! | `scripted` | the library's cores and sockets with an engine that runs a script |
 //! | `trace` | trace buffers, followed by an operator |
@@ -34,6 +35,7 @@ mod guest;
 mod harness;
 mod lifecycle;
 mod operator;
+mod rows;
 mod running;
 mod scripted;
 mod trace;

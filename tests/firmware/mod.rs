@@ -8,7 +8,6 @@
 //! | `plan` | each refusal of a boot, and the report about one |
 //! | `look_alikes` | the shapes of real firmware |
 //! | `real_images`, `of_others` | real files |
-//! | `rows` | which test holds which numbered hostile input |
 //! | `seeds` | the fuzz targets' corpus, replayed |
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
 
@@ -20,6 +19,5 @@ mod of_others;
 mod plan;
 mod real_images;
 mod resource_table;
-mod rows;
 mod seeds;
 pub mod table_builder;

@@ -1,10 +1,24 @@
-//! Which test holds which hostile input. The inputs are numbered; 39 to 58 are about images.
-//! What belongs here: the list, and the test that nothing in it is made up.
+//! Which test holds which hostile input. The inputs are numbered; 39 to 58 are about images, 59 to
+//! 67 about firmware that runs. What belongs here: the list, and the test that nothing in it is
+//! made up.
 
-const IMAGE: &str = include_str!("image.rs");
-const PLAN: &str = include_str!("plan.rs");
-const TABLE: &str = include_str!("resource_table.rs");
-const SNAPSHOT: &str = include_str!("../../src/firmware/snapshot.rs");
+const IMAGE: &str = include_str!("firmware/image.rs");
+const PLAN: &str = include_str!("firmware/plan.rs");
+const TABLE: &str = include_str!("firmware/resource_table.rs");
+const SNAPSHOT: &str = include_str!("../src/firmware/snapshot.rs");
+const VRINGS: &str = include_str!("running/vrings.rs");
+const REWRITTEN: &str = include_str!("running/table.rs");
+const CONDUCT: &str = include_str!("running/conduct.rs");
+const COLLISIONS: &str = include_str!("lifecycle/collisions.rs");
+const ORDER: &str = include_str!("lifecycle/order.rs");
+const GUESTS: &str = include_str!("lifecycle/guests.rs");
+const CRASH: &str = include_str!("crash.rs");
+const BOARD: &str = include_str!("engine/board.rs");
+const MODEL: &str = include_str!("../src/vdev/model.rs");
+const RELAY: &str = include_str!("../src/vdev/relay.rs");
+const DRIVER_RING: &str = include_str!("../src/vdev/driver_ring.rs");
+const RECOVERY: &str = include_str!("../src/rproc/recovery.rs");
+const FOLLOWER: &str = include_str!("../src/rproc/trace.rs");
 
 /// Number, what is done to us, and the tests, by file.
 type Row = (
@@ -185,7 +199,7 @@ const ROWS: &[Row] = &[
         &[
             (TABLE, &["notify_ids_in_the_file_do_not_matter"]),
             (
-                include_str!("look_alikes.rs"),
+                include_str!("firmware/look_alikes.rs"),
                 &["notify_ids_of_the_file_are_replaced_by_the_lowest_free_ones"],
             ),
         ],
@@ -247,20 +261,188 @@ const ROWS: &[Row] = &[
             ],
         )],
     ),
+    (
+        59,
+        "the running firmware rewrites its table",
+        &[(
+            REWRITTEN,
+            &[
+                "a_table_that_is_rewritten_while_the_core_runs_changes_nothing_but_configuration_space",
+            ],
+        )],
+    ),
+    (
+        60,
+        "attacks on vrings from the core's side",
+        &[
+            (
+                VRINGS,
+                &[
+                    "each_attack_on_a_vring_by_its_device_costs_the_attacker_alone",
+                    "what_a_core_changes_between_check_and_use_is_judged_once_and_delivered_as_judged",
+                ],
+            ),
+            (
+                MODEL,
+                &["a_hostile_firmware_reaches_nothing_but_its_own_memory"],
+            ),
+            (
+                RELAY,
+                &["a_header_that_changes_all_the_time_reaches_no_side_unjudged"],
+            ),
+            (
+                DRIVER_RING,
+                &[
+                    "a_descriptor_that_the_firmware_does_not_hold_is_a_fault",
+                    "a_descriptor_returned_twice_is_a_fault",
+                    "a_used_index_that_jumps_is_a_fault",
+                ],
+            ),
+        ],
+    ),
+    (
+        61,
+        "trace text without end, with escape sequences, torn",
+        &[
+            (
+                include_str!("trace.rs"),
+                &["nothing_in_a_trace_acts_on_a_terminal"],
+            ),
+            (
+                include_str!("../src/report.rs"),
+                &[
+                    "text_stays_and_what_acts_on_a_terminal_is_shown",
+                    "half_a_character_is_left_for_the_next_time",
+                ],
+            ),
+            (
+                FOLLOWER,
+                &[
+                    "a_firmware_that_scribbles_costs_no_more_than_its_buffer",
+                    "a_line_that_a_crash_tears_is_shown_as_far_as_it_got",
+                    "a_buffer_longer_than_what_is_followed_is_followed_to_there",
+                ],
+            ),
+        ],
+    ),
+    (
+        62,
+        "one crash after the other",
+        &[
+            (
+                CRASH,
+                &[
+                    "a_core_that_dies_young_waits_before_the_next_try",
+                    "a_core_that_dies_too_often_is_held_until_somebody_starts_it",
+                ],
+            ),
+            (
+                RECOVERY,
+                &[
+                    "short_runs_in_a_row_double_the_wait_up_to_its_limit_and_a_long_run_ends_the_row",
+                    "too_many_crashes_in_the_window_hold_the_core_until_it_is_forgiven",
+                ],
+            ),
+        ],
+    ),
+    (
+        63,
+        "a crash in the middle of a start, a stop, a dump, an attachment",
+        &[
+            (
+                COLLISIONS,
+                &[
+                    "a_crash_in_the_middle_of_a_start_ends_what_was_started_and_counts_once",
+                    "a_crash_in_the_middle_of_a_stop_is_not_news_unless_the_stop_fails",
+                    "a_crash_in_the_middle_of_an_attachment_or_a_detachment_counts_once_or_not_at_all",
+                    "a_crash_in_the_middle_of_a_dump_or_a_recovery_counts_once",
+                    "a_late_crash_of_a_start_that_failed_is_not_one_of_the_next_start",
+                ],
+            ),
+            (
+                GUESTS,
+                &["a_crash_that_is_reported_from_another_thread_is_handled_once"],
+            ),
+            (ORDER, &["a_crash_and_its_recovery_are_in_linux_s_order"]),
+        ],
+    ),
+    (
+        64,
+        "a firmware that hangs and says nothing",
+        &[
+            (CRASH, &["an_endless_loop_ends_with_the_watchdog"]),
+            (
+                BOARD,
+                &[
+                    "the_watchdog_bites_a_busy_loop",
+                    "the_watchdog_bites_within_one_long_turn",
+                ],
+            ),
+        ],
+    ),
+    (
+        65,
+        "storms of kicks, ids that nobody has",
+        &[
+            (
+                CONDUCT,
+                &["a_storm_of_kicks_with_all_ids_starves_nobody_and_what_no_vring_has_is_counted"],
+            ),
+            (GUESTS, &["kicks_with_ids_that_no_vring_has_are_counted"]),
+            (BOARD, &["kicks_on_ids_that_do_not_exist_are_counted"]),
+        ],
+    ),
+    (
+        66,
+        "a firmware that scribbles on what it shares",
+        &[
+            (
+                CONDUCT,
+                &[
+                    "a_firmware_that_scribbles_on_all_its_memory_reaches_nothing_of_a_guest_but_buffers_to_be_filled",
+                    "a_firmware_that_spoils_one_vdev_serves_the_guest_of_the_other",
+                ],
+            ),
+            (
+                MODEL,
+                &["a_hostile_firmware_reaches_nothing_but_its_own_memory"],
+            ),
+        ],
+    ),
+    (
+        67,
+        "a crash while buffers of a guest are out",
+        &[
+            (
+                CONDUCT,
+                &[
+                    "a_guest_whose_buffers_a_core_holds_when_it_dies_gets_them_back_and_is_told",
+                    "a_guest_whose_buffers_a_core_holds_when_it_breaks_its_vring_gets_them_back_and_is_told",
+                ],
+            ),
+            (
+                CRASH,
+                &[
+                    "each_death_is_followed_by_the_next_incarnation_and_working_channels",
+                    "what_was_sent_is_what_was_answered_and_what_was_counted_as_lost",
+                ],
+            ),
+        ],
+    ),
 ];
 
 #[test]
-fn every_hostile_image_has_a_test() {
+fn every_hostile_input_has_a_test() {
     let numbers: Vec<u32> = ROWS.iter().map(|(number, ..)| *number).collect();
-    assert_eq!(numbers, (39..=58).collect::<Vec<_>>());
+    assert_eq!(numbers, (39..=67).collect::<Vec<_>>());
     for (number, what, tests) in ROWS {
         assert!(!tests.is_empty(), "{number}: {what}");
         for (source, names) in *tests {
             for name in *names {
                 let lines: Vec<&str> = source.lines().map(str::trim).collect();
-                let is_there = lines
-                    .windows(2)
-                    .any(|pair| pair[0] == "#[test]" && pair[1] == format!("fn {name}() {{"));
+                let is_there = lines.windows(2).any(|pair| {
+                    pair[0] == "#[test]" && pair[1].starts_with(&format!("fn {name}("))
+                });
                 assert!(is_there, "{number} ({what}): there is no test {name}");
             }
         }
