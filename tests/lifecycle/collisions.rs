@@ -8,7 +8,9 @@ use rprocd::engine::Abilities;
 use rprocd::engine::scripted::{Journal, Op};
 use rprocd::rproc::{Core, Holder};
 
-use super::{core, crash, dumps, engine, machine, running_engine, table, without_recovery};
+use super::{
+    core, core_with_dumps, crash, dumps, engine, machine, running_engine, table, without_recovery,
+};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -159,6 +161,25 @@ fn a_crash_in_the_middle_of_a_dump_or_a_recovery_counts_once() {
         assert_eq!(machine.status().crashes, 1);
         assert!(machine.status().last_crash.unwrap().contains("first"));
         is_consistent(&journal.take(), true);
+    });
+    in_time(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let dumps = dumps(folder.path());
+        let (core, journal) = core_with_dumps(engine(), without_recovery(), dumps);
+        core.start(Holder::Operator).unwrap();
+        let reports = journal.clone();
+        journal.at_next(Op::Coredump, move || report(&reports));
+        journal.crash(crash("first"));
+        let end = Instant::now() + PATIENCE;
+        while core.status().state != "crashed" {
+            assert!(Instant::now() < end);
+        }
+        let status = core.status();
+        assert_eq!(status.crashes, 1);
+        assert!(status.last_crash.unwrap().contains("first"));
+        assert!(status.last_dump.unwrap().starts_with("coredump "));
+        is_consistent(&journal.take(), false);
+        core.start(Holder::Operator).unwrap();
     });
     for op in [Op::Load, Op::Start] {
         in_time(move || {

@@ -127,18 +127,21 @@ pub fn machine(mut engine: Scripted, policies: Policies, dumps: Coredumps) -> (M
     (machine, journal)
 }
 
+/// The same with a thread of its own, and no dumps.
+pub fn core(engine: Scripted, policies: Policies) -> (Core, Journal) {
+    core_with_dumps(engine, policies, Coredumps::disabled())
+}
+
 /// The same with a thread of its own.
-pub fn core(mut engine: Scripted, policies: Policies) -> (Core, Journal) {
+pub fn core_with_dumps(
+    mut engine: Scripted,
+    policies: Policies,
+    dumps: Coredumps,
+) -> (Core, Journal) {
     let journal = engine.journal();
     let firmware = Firmware::new(image(&table()), &mut engine, 1, grants()).unwrap();
     journal.take();
-    let core = Core::new(
-        "core",
-        Box::new(engine),
-        firmware,
-        policies,
-        Coredumps::disabled(),
-    );
+    let core = Core::new("core", Box::new(engine), firmware, policies, dumps);
     (core.unwrap(), journal)
 }
 
