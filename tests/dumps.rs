@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use crate::coredump::debugger::{assert_frame, gdb};
+use crate::coredump::folder::names;
 use crate::frontend::process::{Core, Daemon, firmware_dir, refusal_at_start};
 use crate::frontend::rpmsg::RpmsgDriver;
 use crate::frontend::vmm::{Options, Vmm};
@@ -87,15 +88,6 @@ impl Bench {
 
 fn settings(coredump: &str, folder: &Path) -> String {
     format!("{EAGER}\n[core.coredump]\ndirectory = {folder:?}\n{coredump}")
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<_> = fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
 }
 
 /// The content of our own note of a kind.

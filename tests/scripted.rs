@@ -12,13 +12,13 @@ use rprocd::engine::{Engine, RunEnd};
 use rprocd::firmware::Snapshot;
 use rprocd::memory::{DeviceAddress, Ram};
 use rprocd::rproc::{Core, Coredumps, Firmware, FirmwareError, Grants, Holder, Policies};
-use rprocd::vdev::Listening;
 use vm_memory::Bytes;
 
 use crate::firmware::elf_builder::Elf;
 use crate::firmware::table_builder::{ANY, Table, Vring};
 use crate::frontend::rpmsg::RpmsgDriver;
 use crate::frontend::vmm::{Options, Vmm};
+use crate::lifecycle::served;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const RAM: u64 = 0x8000_0000;
@@ -126,10 +126,8 @@ fn buffers_given_back_late_and_without_an_answer_go_to_the_messages_that_wait() 
         RunEnd::Waiting { until: due }
     });
     core.start(Holder::Operator).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("socket");
-    let _listening = Listening::start(&path, core.face(0, true).unwrap()).unwrap();
-    let mut vmm = Vmm::connect(&path, Options::default()).unwrap();
+    let socket = served(&core);
+    let mut vmm = Vmm::connect(&socket.path, Options::default()).unwrap();
     let mut driver = RpmsgDriver::probe(&mut vmm).unwrap();
     // Several times what the core's vring takes.
     for _ in 0..5 * VRING_NUM {
@@ -225,11 +223,9 @@ fn the_rings_of_a_vdev_that_was_reset_are_not_made_anew_under_a_busy_firmware() 
         }
     });
     core.start(Holder::Operator).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("socket");
-    let _listening = Listening::start(&path, core.face(0, true).unwrap()).unwrap();
+    let socket = served(&core);
     for _ in 0..3 {
-        let mut vmm = Vmm::connect(&path, Options::default()).unwrap();
+        let mut vmm = Vmm::connect(&socket.path, Options::default()).unwrap();
         let driver = RpmsgDriver::probe(&mut vmm).unwrap();
         let end = Instant::now() + PATIENCE;
         while !core.status().vdevs[0].driver_ok {
@@ -277,10 +273,8 @@ fn what_a_firmware_sent_before_it_broke_its_vring_still_arrives() {
         RunEnd::Waiting { until: None }
     });
     core.start(Holder::Operator).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("socket");
-    let _listening = Listening::start(&path, core.face(0, true).unwrap()).unwrap();
-    let mut vmm = Vmm::connect(&path, Options::default()).unwrap();
+    let socket = served(&core);
+    let mut vmm = Vmm::connect(&socket.path, Options::default()).unwrap();
     let mut driver = RpmsgDriver::probe(&mut vmm).unwrap();
     let message = driver.recv_within(PATIENCE).expect("the first message");
     assert_eq!(message.payload, b"text");

@@ -196,11 +196,11 @@ fn rprocctl_follows_a_trace_until_it_is_ended() {
 fn nothing_in_a_trace_acts_on_a_terminal() {
     use rprocd::engine::RunEnd;
     use rprocd::memory::DeviceAddress;
-    use rprocd::rproc::{Core, Coredumps, Firmware, Grants, Holder, Policies};
+    use rprocd::rproc::Holder;
     use vm_memory::Bytes;
 
     use crate::firmware::table_builder::Table;
-    use crate::lifecycle::{engine, image};
+    use crate::lifecycle::{core_without_vdevs, engine};
 
     // No NUL, an escape sequence, a torn character at the end, over and over.
     let hostile = b"\x1b]0;owned\x07\x9b2J\r\xe2\x80\xae\xff tail \xe2\x82";
@@ -215,15 +215,7 @@ fn nothing_in_a_trace_acts_on_a_terminal() {
     let table = Table::new()
         .carveout(0x8000_0000, 0x2000, "image")
         .trace(0x8000_0800, 0x80, "log");
-    let firmware = Firmware::new(image(&table), &mut engine, 0, Grants::default()).unwrap();
-    let core = Core::new(
-        "core",
-        Box::new(engine),
-        firmware,
-        Policies::default(),
-        Coredumps::disabled(),
-    )
-    .unwrap();
+    let core = core_without_vdevs(engine, &table);
     core.start(Holder::Operator).unwrap();
     let end = Instant::now() + PATIENCE;
     let piece = loop {

@@ -76,28 +76,6 @@ pub enum Op {
 }
 
 impl Op {
-    /// Every one.
-    pub const ALL: [Self; 18] = [
-        Self::SanityCheck,
-        Self::Prepare,
-        Self::Unprepare,
-        Self::GetBootAddr,
-        Self::ParseFw,
-        Self::MapDevmem,
-        Self::HandleRsc,
-        Self::Load,
-        Self::FindLoadedRscTable,
-        Self::GetLoadedRscTable,
-        Self::Start,
-        Self::Stop,
-        Self::Attach,
-        Self::Detach,
-        Self::Suspend,
-        Self::Resume,
-        Self::Coredump,
-        Self::Panic,
-    ];
-
     /// The method's name.
     pub fn name(self) -> &'static str {
         match self {

@@ -19,7 +19,7 @@ use vm_memory::{Bytes, VolatileSlice};
 
 use super::grants::{Grants, VendorRule};
 use super::table::LiveTable;
-use crate::engine::{Engine, EngineError, Loader, NotifyId, NotifySet, VendorEntry};
+use crate::engine::{Engine, EngineError, LoadedTable, Loader, NotifyId, NotifySet, VendorEntry};
 use crate::firmware::{
     DevmemEntry, Entry, EntryId, Image, Name, RawEntry, ResourceTable, TableError, TableSection,
     TraceEntry, VdevEntry,
@@ -401,7 +401,7 @@ impl BootPlan {
     /// # Errors
     /// A [`BootError`] for the first thing that cannot be done.
     pub fn of_running(
-        found: Option<crate::engine::LoadedTable>,
+        found: Option<LoadedTable>,
         engine: &mut dyn Engine,
         configured: usize,
         grants: &Grants,
@@ -413,7 +413,7 @@ impl BootPlan {
             notices: Vec::new(),
         };
         let mut pristine = Vec::new();
-        if let Some(crate::engine::LoadedTable { da, len }) = found {
+        if let Some(LoadedTable { da, len }) = found {
             let place = engine.translate(da, len).unwrap_or(da);
             let memory = engine
                 .ram()

@@ -169,6 +169,18 @@ struct Incarnation {
     origin: Origin,
 }
 
+impl Incarnation {
+    /// One that begins now.
+    fn new(plan: BootPlan, origin: Origin) -> Self {
+        Self {
+            ids: plan.notify_ids(),
+            plan,
+            since: Instant::now(),
+            origin,
+        }
+    }
+}
+
 /// How an incarnation began.
 enum Origin {
     Booted,

@@ -52,7 +52,7 @@ fn save(store: &mut DumpStore, incarnation: u32, len: u64) -> Outcome {
 }
 
 /// What is in the folder, in order.
-fn names(folder: &Path) -> Vec<String> {
+pub fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<_> = fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())

@@ -6,7 +6,7 @@
 mod chaos;
 pub mod debugger;
 mod files;
-mod folder;
+pub mod folder;
 
 use std::process::Command;
 

@@ -2,14 +2,15 @@
 //! wins, and the core is in a state that it can leave.
 
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rprocd::engine::Abilities;
 use rprocd::engine::scripted::{Journal, Op};
 use rprocd::rproc::{Core, Holder};
 
 use super::{
-    core, core_with_dumps, crash, dumps, engine, machine, running_engine, table, without_recovery,
+    core, core_with_dumps, crash, dumps, engine, machine, running_engine, table, wait_for,
+    without_recovery,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -170,10 +171,7 @@ fn a_crash_in_the_middle_of_a_dump_or_a_recovery_counts_once() {
         let reports = journal.clone();
         journal.at_next(Op::Coredump, move || report(&reports));
         journal.crash(crash("first"));
-        let end = Instant::now() + PATIENCE;
-        while core.status().state != "crashed" {
-            assert!(Instant::now() < end);
-        }
+        wait_for(&core, "crashed");
         let status = core.status();
         assert_eq!(status.crashes, 1);
         assert!(status.last_crash.unwrap().contains("first"));
@@ -186,10 +184,7 @@ fn a_crash_in_the_middle_of_a_dump_or_a_recovery_counts_once() {
             let (core, journal) = core(engine(), without_recovery());
             core.start(Holder::Operator).unwrap();
             journal.crash(crash("first"));
-            let end = Instant::now() + PATIENCE;
-            while core.status().state != "crashed" {
-                assert!(Instant::now() < end);
-            }
+            wait_for(&core, "crashed");
             let reports = journal.clone();
             // Of the first, which is over, and of the second, which begins.
             journal.at_next(op, move || report(&reports));

@@ -1,40 +1,12 @@
 //! A core and the guests of its vdev.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use rprocd::rproc::{Core, Departure, Holder, Policies, RequestError};
-use rprocd::vdev::Listening;
+use rprocd::rproc::{Departure, Holder, Policies, RequestError};
 
-use super::{Noting, Table, core, crash, eager, engine, image, table};
+use super::{Noting, PATIENCE, Table, core, crash, eager, engine, image, served, table, wait_for};
 use crate::frontend::rpmsg::RpmsgDriver;
 use crate::frontend::vmm::{Options, Vmm};
-
-const PATIENCE: Duration = Duration::from_secs(10);
-
-struct Served {
-    path: std::path::PathBuf,
-    _listening: Listening,
-    _folder: tempfile::TempDir,
-}
-
-fn served(core: &Core) -> Served {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("socket");
-    Served {
-        _listening: Listening::start(&path, core.face(0, true).unwrap()).unwrap(),
-        path,
-        _folder: folder,
-    }
-}
-
-#[track_caller]
-fn wait_for(core: &Core, state: &str) {
-    let end = Instant::now() + PATIENCE;
-    while core.status().state != state {
-        assert!(Instant::now() < end, "{:?}", core.status());
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
 
 fn on_guest() -> Policies {
     Policies {

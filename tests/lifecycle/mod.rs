@@ -11,8 +11,8 @@ mod own_ways;
 mod shadow;
 mod verbs;
 
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rprocd::coredump::{Limits, Mode};
 use rprocd::engine::scripted::{Journal, Scripted};
@@ -23,11 +23,14 @@ use rprocd::rproc::{
     BootPlan, Core, Coredumps, DevmemGrant, Firmware, Grants, Machine, Policies, RecoveryPolicy,
     Refusal, Subdevice, VendorRule,
 };
+use rprocd::vdev::Listening;
 use vm_memory::Bytes;
 
 use crate::firmware::elf_builder::Elf;
 use crate::firmware::table_builder::{ANY, Table};
 
+/// How long anything may take before a test gives up.
+pub const PATIENCE: Duration = Duration::from_secs(10);
 pub const RAM: u64 = 0x8000_0000;
 pub const RAM_LEN: u64 = 0x10_0000;
 /// Where images have their table.
@@ -143,6 +146,46 @@ pub fn core_with_dumps(
     journal.take();
     let core = Core::new("core", Box::new(engine), firmware, policies, dumps);
     (core.unwrap(), journal)
+}
+
+/// The same without a vdev, with what `table` says, as it is without a configuration.
+pub fn core_without_vdevs(mut engine: Scripted, table: &Table) -> Core {
+    let firmware = Firmware::new(image(table), &mut engine, 0, Grants::default()).unwrap();
+    let core = Core::new(
+        "core",
+        Box::new(engine),
+        firmware,
+        Policies::default(),
+        Coredumps::disabled(),
+    );
+    core.unwrap()
+}
+
+/// A core whose vdev 0 a VMM can connect to.
+pub struct Served {
+    pub path: PathBuf,
+    _listening: Listening,
+    _folder: tempfile::TempDir,
+}
+
+pub fn served(core: &Core) -> Served {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    Served {
+        _listening: Listening::start(&path, core.face(0, true).unwrap()).unwrap(),
+        path,
+        _folder: folder,
+    }
+}
+
+/// Fails if the core does not come to be in that state.
+#[track_caller]
+pub fn wait_for(core: &Core, state: &str) {
+    let end = Instant::now() + PATIENCE;
+    while core.status().state != state {
+        assert!(Instant::now() < end, "{:?}", core.status());
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 pub fn crash(detail: &str) -> Crash {

@@ -4,10 +4,10 @@
 use rprocd::engine::{Abilities, Engine, RunEnd};
 use rprocd::memory::DeviceAddress;
 use rprocd::report::sentence;
-use rprocd::rproc::{Core, CoreState, Coredumps, Firmware, Grants, Holder, Machine, Policies};
+use rprocd::rproc::{CoreState, Coredumps, Firmware, Grants, Holder, Machine, Policies};
 use vm_memory::Bytes;
 
-use super::{RAM, engine, image, machine, running_engine, table, without_recovery};
+use super::{RAM, core_without_vdevs, engine, machine, running_engine, table, without_recovery};
 use crate::firmware::elf_builder::Elf;
 use crate::firmware::table_builder::Table;
 
@@ -124,24 +124,10 @@ fn a_defect_ends_the_process_after_the_engine_had_its_word() {
         let mut engine = engine();
         let journal = engine.journal();
         engine.set_script(|_, _| -> RunEnd { panic!("a defect") });
+        let table = Table::new().carveout(0x8000_0000, 0x2000, "image");
+        let core = core_without_vdevs(engine, &table);
         // Printed when the engine is asked, before the process is gone.
-        let firmware = Firmware::new(
-            image(&Table::new().carveout(0x8000_0000, 0x2000, "image")),
-            &mut engine,
-            0,
-            Grants::default(),
-        )
-        .unwrap();
-        journal.take();
         journal.print(true);
-        let core = Core::new(
-            "core",
-            Box::new(engine),
-            firmware,
-            Policies::default(),
-            Coredumps::disabled(),
-        )
-        .unwrap();
         let _ = core.start(Holder::Operator);
         std::thread::sleep(std::time::Duration::from_secs(20));
         unreachable!("the process is gone");

@@ -1,7 +1,5 @@
 //! The steps of coming up and going down, in Linux's order, and how each failure is undone.
 
-use std::time::Instant;
-
 use log::{error, info};
 
 use super::guests;
@@ -119,12 +117,7 @@ impl Machine {
             plan.boot,
             self.engine.kind(),
         );
-        Ok(Incarnation {
-            ids: plan.notify_ids(),
-            plan,
-            since: Instant::now(),
-            origin: Origin::Booted,
-        })
+        Ok(Incarnation::new(plan, Origin::Booted))
     }
 
     /// The engine has started or attached: what goes up after it. If that fails, the core is
@@ -215,12 +208,7 @@ impl Machine {
             self.name,
             self.engine.kind()
         );
-        Ok(Incarnation {
-            ids: plan.notify_ids(),
-            plan,
-            since: Instant::now(),
-            origin: Origin::Attached { pristine },
-        })
+        Ok(Incarnation::new(plan, Origin::Attached { pristine }))
     }
 
     /// The incarnation ends: vdevs and subdevices go down, then the engine. Guests know, and no
