@@ -28,6 +28,11 @@
 //!                                # and holds it until it is gone, and a core that nobody holds any
 //!                                # more is stopped. With auto-boot the operator holds it too, so
 //!                                # guests alone do not stop it: set that to false
+//! linger-us = 0                  # this is the default; up to 1000: before it sleeps, the core
+//!                                # looks at its guests' rings for up to so many microseconds, and
+//!                                # less the seldomer something comes; saves kicks and wake-ups
+//! busy = false                   # this is the default; true: it looks without end as long as a
+//!                                # guest is there, and takes a processor for that
 //!
 //! [[core.vdev]]                  # one for each vdev of the firmware, in the order of its table
 //! socket = "/run/rprocd/echo"    # unique in the file, at most 107 bytes
@@ -79,7 +84,7 @@ use toml::Spanned;
 use crate::coredump::{Limits, Mode, Style};
 use crate::firmware;
 use crate::memory::{CarveoutLimits, HUGE_PAGE, Pages};
-use crate::rproc::{Departure, DevmemGrant, Grants, RecoveryPolicy, VendorRule};
+use crate::rproc::{Departure, DevmemGrant, Grants, Linger, RecoveryPolicy, VendorRule};
 
 /// Where firmware is looked for unless the file says otherwise.
 pub const DEFAULT_FIRMWARE_DIRECTORY: &str = "/usr/lib/rprocd/firmware";
@@ -101,6 +106,8 @@ const COREDUMP_PATIENCE_DEFAULT_MS: i64 = 2000;
 /// An hour.
 const COREDUMP_PATIENCE_MAX_MS: i64 = 3_600_000;
 const MEMORY_MIB_DEFAULT: i64 = 4;
+/// A wake-up takes some tens of microseconds; who lingers much longer only burns a processor.
+const LINGER_US_MAX: i64 = 1000;
 const MEMORY_MIB_MAX: i64 = 1024;
 const CARVEOUT_COUNT_MAX: i64 = 4096;
 const END_OF_32_BITS: i64 = 1 << 32;
@@ -138,6 +145,8 @@ pub struct CoreConfig {
     pub auto_boot: bool,
     /// Does a guest that arrives start the core, and hold it?
     pub boot_on_guest: bool,
+    /// What it does between events.
+    pub linger: Linger,
     /// What is kept of an incarnation that crashes: section `[core.coredump]`.
     pub coredump: CoredumpConfig,
     /// What follows from a crash: section `[core.recovery]`.
@@ -323,6 +332,9 @@ struct RawCore {
     auto_boot: bool,
     #[serde(default)]
     boot_on_guest: bool,
+    linger_us: Option<Spanned<i64>>,
+    #[serde(default)]
+    busy: bool,
     #[serde(default)]
     coredump: RawCoredump,
     #[serde(default)]
@@ -501,6 +513,8 @@ impl Check<'_> {
             );
         }
 
+        let linger = self.linger(&place, raw.linger_us.as_ref(), raw.busy);
+
         let departure = if raw.vdev.len() == 1 {
             Departure::RestartCore
         } else {
@@ -536,6 +550,7 @@ impl Check<'_> {
             firmware: raw.firmware.into_inner(),
             auto_boot: raw.auto_boot,
             boot_on_guest: raw.boot_on_guest,
+            linger,
             coredump,
             recovery,
             grants,
@@ -689,6 +704,25 @@ impl Check<'_> {
             },
             devmem,
             vendor,
+        }
+    }
+
+    /// What a core does between events.
+    fn linger(&mut self, place: &str, raw: Option<&Spanned<i64>>, busy: bool) -> Linger {
+        let microseconds = self.number(place, "linger-us", raw, 0, 0..=LINGER_US_MAX);
+        if let Some(raw) = raw
+            && busy
+        {
+            let what = format!(
+                "{place}: linger-us is {microseconds} and busy is true: a busy core lingers \
+                 without end; take one of them out"
+            );
+            self.problem(raw.span(), what);
+        }
+        match (busy, microseconds) {
+            (true, _) => Linger::Always,
+            (false, 0) => Linger::Never,
+            (false, _) => Linger::UpTo(Duration::from_micros(microseconds)),
         }
     }
 
@@ -858,6 +892,7 @@ mod tests {
                     firmware: "echo.elf".into(),
                     auto_boot: true,
                     boot_on_guest: false,
+                    linger: Linger::Never,
                     coredump: CoredumpConfig {
                         mode: Mode::Disabled,
                         directory: PathBuf::from("/var/lib/rprocd/coredumps"),
@@ -973,6 +1008,7 @@ mod tests {
             firmware = "dsp.elf"
             auto-boot = false
             boot-on-guest = true
+            linger-us = 50
             [core.coredump]
             mode = "inline"
             directory = "dumps"
@@ -1023,6 +1059,7 @@ mod tests {
                 firmware: "dsp.elf".into(),
                 auto_boot: false,
                 boot_on_guest: true,
+                linger: Linger::UpTo(Duration::from_micros(50)),
                 coredump: CoredumpConfig {
                     mode: Mode::Inline,
                     directory: "/etc/rprocd/dumps".into(),
@@ -1239,6 +1276,29 @@ mod tests {
              huge-pages: a huge page is 2 MiB"
         );
         assert!(parse(&format!("{MINIMAL}huge-pages = true\n")).is_ok());
+    }
+
+    #[test]
+    fn a_core_lingers_within_reason_or_without_end() {
+        for bad in [-1, 1001, i64::MIN] {
+            assert_eq!(
+                refused(&format!("{MINIMAL}linger-us = {bad}\n")),
+                format!(
+                    "/etc/rprocd/a.toml:5:13: core 0 (name \"echo\"): linger-us is {bad}, must be \
+                     0 to 1000"
+                )
+            );
+        }
+        assert_eq!(
+            refused(&format!("{MINIMAL}linger-us = 50\nbusy = true\n")),
+            "/etc/rprocd/a.toml:5:13: core 0 (name \"echo\"): linger-us is 50 and busy is true: a \
+             busy core lingers without end; take one of them out"
+        );
+        let linger = |text: &str| parse(&format!("{MINIMAL}{text}\n")).unwrap().cores[0].linger;
+        assert_eq!(linger("linger-us = 0"), Linger::Never);
+        assert_eq!(linger("busy = true"), Linger::Always);
+        let most = Duration::from_millis(1);
+        assert_eq!(linger("linger-us = 1000"), Linger::UpTo(most));
     }
 
     #[test]

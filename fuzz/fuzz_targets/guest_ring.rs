@@ -43,7 +43,7 @@ fuzz_target!(|bytes: &[u8]| {
         return;
     };
     for _ in 0..4 {
-        let Ok(mut burst) = ring.open(&mem) else {
+        let Ok(mut burst) = ring.open() else {
             return;
         };
         burst.refuse_kicks();

@@ -166,6 +166,7 @@ fn policies(core: &CoreConfig) -> Policies {
         recovery: core.recovery,
         departures: core.vdevs.iter().map(|vdev| vdev.on_departure).collect(),
         boot_on_guest: core.boot_on_guest,
+        linger: core.linger,
     }
 }
 

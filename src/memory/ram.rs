@@ -82,6 +82,14 @@ pub enum MemoryError {
         /// What the host said.
         source: std::io::Error,
     },
+    /// What is to be read and written whole is not where that can be done.
+    #[error("words of {align} bytes at {da} are refused: the address is no multiple of {align}")]
+    Misaligned {
+        /// First byte.
+        da: DeviceAddress,
+        /// Bytes in a word.
+        align: usize,
+    },
     /// A span of device addresses is not, or not wholly, inside the memory.
     #[error("{len:#x} bytes at {da} are outside the core's memory ({base} to {end})")]
     Outside {

@@ -19,7 +19,7 @@ use vm_memory::{Bytes, VolatileSlice};
 
 use super::grants::{Grants, VendorRule};
 use super::table::LiveTable;
-use crate::engine::{Engine, EngineError, LoadedTable, Loader, NotifyId, NotifySet, VendorEntry};
+use crate::engine::{Engine, EngineError, LoadedTable, Loader, NotifyId, VendorEntry};
 use crate::firmware::{
     DevmemEntry, Entry, EntryId, Image, Name, RawEntry, ResourceTable, TableError, TableSection,
     TraceEntry, VdevEntry,
@@ -486,17 +486,6 @@ impl BootPlan {
         }
         self.table.publish();
         Ok(())
-    }
-
-    /// The notify ids of all vrings.
-    pub fn notify_ids(&self) -> NotifySet {
-        let mut ids = NotifySet::default();
-        for vdev in &self.vdevs {
-            for id in vdev.ids() {
-                ids.insert(id);
-            }
-        }
-        ids
     }
 
     /// Logs where everything lies.

@@ -12,7 +12,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ use super::drive::Driven;
 use super::evidence::Coredumps;
 use super::firmware::{Firmware, Identities};
 use super::holders::Holder;
-use super::machine::{Later, Machine, Policies, RequestError, vdev_label};
+use super::machine::{Driver, Later, Linger, Machine, Policies, RequestError, vdev_label};
 use super::status::CoreStatus;
 use super::subdevice::Subdevice;
 use super::trace::TraceText;
@@ -43,6 +43,17 @@ const PANIC_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a thread that has something else to do goes on driving while there is always more.
 const PATIENCE: Duration = Duration::from_millis(10);
+
+/// Which thread brings work.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum By {
+    /// The core's own.
+    Own,
+    /// The one that hears a guest's kicks.
+    Guest,
+    /// One that asks for something and wants its answer.
+    Asker,
+}
 
 type Job = Box<dyn FnOnce(&mut Machine) + Send>;
 
@@ -113,6 +124,9 @@ impl Alarm {
 struct Shared {
     name: String,
     machine: Driven<Machine>,
+    /// A bit for each vdev whose guest has kicked.
+    kicked: Arc<AtomicU32>,
+    linger: Linger,
     jobs: Mutex<VecDeque<Job>>,
     alarm: Alarm,
     ending: AtomicBool,
@@ -124,9 +138,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Shared {
     /// Brings work. Returns when it is done, when another thread is at it, or when it has taken
-    /// more than `patience`: then the core's own thread goes on with it.
-    fn bring(&self, work: u32, patience: Duration) {
+    /// more than the thread has time for: then the core's own thread goes on with it.
+    fn bring(&self, work: u32, by: By) {
         let begun = Instant::now();
+        let overdue = || by != By::Own && begun.elapsed() > PATIENCE;
+        let pending = || self.machine.is_pending();
+        let driver = Driver {
+            own: by == By::Own,
+            lingers: by != By::Asker,
+            pending: &pending,
+            overdue: &overdue,
+        };
+        // In busy mode the core's own thread is to have it, and nobody else for longer than needed.
+        let goes_on = by == By::Own || self.linger != Linger::Always;
         let turn = |machine: &mut Machine, work| {
             // What was wanted is being done: the core's thread has nothing to wake up for.
             self.alarm.set(Later::Nothing);
@@ -136,12 +160,23 @@ impl Shared {
                         break;
                     };
                     job(machine);
+                    machine.wake();
                 }
             }
-            let later = machine.drive(|| self.machine.is_pending() || begun.elapsed() > patience);
-            if self.machine.is_pending() && begun.elapsed() > patience {
-                self.alarm.set(Later::AtOnce);
-                return ControlFlow::Break(());
+            let later = loop {
+                let later = machine.drive(&driver);
+                let again = later == Later::AtOnce && goes_on && !pending() && !overdue();
+                if !again || self.ending.load(Ordering::Relaxed) {
+                    break later;
+                }
+            };
+            if pending() {
+                if overdue() {
+                    self.alarm.set(Later::AtOnce);
+                    return ControlFlow::Break(());
+                }
+                // Another turn follows.
+                return ControlFlow::Continue(());
             }
             self.alarm.set(later);
             ControlFlow::Continue(())
@@ -165,6 +200,8 @@ impl Shared {
                 machine.report_crash(incarnation, crash);
             }));
         }
+        // For whoever drives, and for the core's thread if nobody does.
+        self.machine.leave(WORK_EVENT | WORK_JOB);
         self.alarm.ring();
     }
 
@@ -174,7 +211,7 @@ impl Shared {
         lock(&self.jobs).push_back(Box::new(move |machine| {
             let _ = answer.send(job(machine));
         }));
-        self.bring(WORK_JOB, PATIENCE);
+        self.bring(WORK_JOB, By::Asker);
         // Every job is done: whoever drives empties the queue, or the process is aborted.
         wait.recv().expect("jobs are not thrown away")
     }
@@ -183,7 +220,7 @@ impl Shared {
         while !self.ending.load(Ordering::SeqCst) {
             self.alarm.sleep();
             // An engine's report is a job that nobody else drives for.
-            self.bring(WORK_EVENT | WORK_JOB, Duration::MAX);
+            self.bring(WORK_EVENT | WORK_JOB, By::Own);
         }
     }
 }
@@ -208,11 +245,15 @@ impl Core {
         policies: Policies,
         coredumps: Coredumps,
     ) -> io::Result<Self> {
+        let linger = policies.linger;
         let machine = Machine::new(name, engine, firmware, policies, coredumps);
         let identities = machine.identities();
+        let kicked = machine.kicked();
         let shared = Arc::new(Shared {
             name: name.to_owned(),
             machine: Driven::new(machine),
+            kicked,
+            linger,
             jobs: Mutex::default(),
             alarm: Alarm::new()?,
             ending: AtomicBool::new(false),
@@ -408,7 +449,11 @@ impl GuestFace for Face {
     }
 
     fn kicked(&self) {
-        self.shared.bring(WORK_EVENT, PATIENCE);
+        self.shared.kicked.fetch_or(
+            1u32.checked_shl(self.vdev as u32).unwrap_or(0),
+            Ordering::Release,
+        );
+        self.shared.bring(WORK_EVENT, By::Guest);
     }
 
     fn gone(&self) {

@@ -86,6 +86,13 @@ impl<T> Driven<T> {
         std::mem::forget(doubt);
     }
 
+    /// Leaves `work` without driving: for a thread that must not drive, and has seen to it that
+    /// somebody does if nobody is driving. A driver hands it to a turn.
+    pub fn leave(&self, work: u32) {
+        debug_assert_eq!(work & DRIVEN, 0, "the highest bit is taken");
+        self.word.fetch_or(work, Ordering::AcqRel);
+    }
+
     /// Is more work waiting? For a turn that wants to know whether to end early.
     pub fn is_pending(&self) -> bool {
         self.word.load(Ordering::Relaxed) & !DRIVEN != 0
@@ -223,6 +230,22 @@ mod model {
             other.join().unwrap();
             driven.drive(0, note);
             all_heard_once(&driven, 3);
+        });
+    }
+
+    /// Every interleaving of a bringer with one who must not drive, and rings for somebody to come.
+    #[test]
+    fn what_is_left_without_driving_is_heard_once_somebody_comes() {
+        loom::model(|| {
+            let driven = Arc::new(Driven::new(Vec::new()));
+            let other = {
+                let driven = driven.clone();
+                thread::spawn(move || driven.leave(1))
+            };
+            driven.drive(2, note);
+            other.join().unwrap();
+            driven.drive(4, note);
+            all_heard_once(&driven, 7);
         });
     }
 

@@ -58,13 +58,14 @@ mod steps;
 mod turn;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
 use log::{debug, error, info};
 use thiserror::Error;
 
 use super::admission::{Admission, CoreState, Verb, admit};
-use super::boot::{BootError, BootPlan};
+use super::boot::{BootError, BootPlan, VdevPlan};
 use super::evidence::Coredumps;
 use super::firmware::{Firmware, FirmwareError, Identities};
 use super::holders::{Holder, Holders};
@@ -73,11 +74,12 @@ use super::status::{CoreStatus, VdevStatus};
 use super::subdevice::{Subdevice, Subdevices};
 use super::timeline::{Stopwatch, Timeline};
 use super::trace::{TraceText, Traces};
-use crate::engine::{Crash, Engine, EngineError, NotifySet, Reporter};
+use crate::engine::{Crash, Engine, EngineError, Reporter};
 use crate::firmware::Snapshot;
 use crate::report::sentence;
 use crate::vdev::Vdev;
-pub use turn::Later;
+pub use turn::{Driver, Later, Linger};
+use turn::{Owners, Watch};
 
 /// Why something that was asked of a core is not done.
 #[derive(Debug, Error)]
@@ -158,13 +160,15 @@ pub struct Policies {
     pub departures: Vec<Departure>,
     /// Does a guest that arrives start the core, and hold it?
     pub boot_on_guest: bool,
+    /// What it does between events.
+    pub linger: Linger,
 }
 
 /// One boot of a core, or one time of being attached, and what it owns.
 struct Incarnation {
     plan: BootPlan,
-    /// The plan's notify ids.
-    ids: NotifySet,
+    /// Whose its notify ids are.
+    owners: Owners,
     since: Instant,
     origin: Origin,
 }
@@ -173,7 +177,7 @@ impl Incarnation {
     /// One that begins now.
     fn new(plan: BootPlan, origin: Origin) -> Self {
         Self {
-            ids: plan.notify_ids(),
+            owners: Owners::new(plan.vdevs.iter().map(VdevPlan::ids)),
             plan,
             since: Instant::now(),
             origin,
@@ -269,6 +273,7 @@ pub struct Machine {
     /// for it to look.
     unnoticed: Vec<(usize, Instant)>,
     subdevices: Subdevices,
+    watch: Watch,
     policies: Policies,
     coredumps: Coredumps,
     traces: Traces,
@@ -312,6 +317,7 @@ impl Machine {
             vdevs,
             unnoticed: Vec::new(),
             subdevices: Subdevices::default(),
+            watch: Watch::new(policies.linger),
             policies,
             coredumps,
             traces: Traces::default(),
@@ -334,6 +340,16 @@ impl Machine {
     /// Where the engine reports to.
     pub(super) fn set_reporter(&mut self, reporter: Reporter) {
         self.engine.set_reporter(reporter);
+    }
+
+    /// Where guests' kicks are left before the core is driven: a bit for each vdev.
+    pub(super) fn kicked(&self) -> Arc<AtomicU32> {
+        self.watch.kicked()
+    }
+
+    /// Something other than a kick has happened to it: the next turn looks at every vdev.
+    pub(super) fn wake(&mut self) {
+        self.watch.wake_all();
     }
 
     pub(super) fn identities(&self) -> Arc<Identities> {

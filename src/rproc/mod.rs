@@ -49,7 +49,7 @@ pub use evidence::Coredumps;
 pub use firmware::{Firmware, FirmwareError};
 pub use grants::{DevmemGrant, Grants, VendorRule};
 pub use holders::Holder;
-pub use machine::{Departure, Later, Machine, Policies, RequestError, vdev_label};
+pub use machine::{Departure, Driver, Later, Linger, Machine, Policies, RequestError, vdev_label};
 pub use recovery::{CrashHistory, Decision, RecoveryPolicy};
 pub use status::{
     AnnouncedStatus, CoreStatus, DirectionStatus, StepStatus, TimelineStatus, VdevStatus,

@@ -22,7 +22,7 @@ use super::rpmsg::{Announcements, VIRTIO_RPMSG_F_NS};
 use super::vring::Vring;
 use super::{MAX_QUEUE_SIZE, QUEUE_TO_CORE, QUEUE_TO_GUEST, QUEUES};
 use crate::engine::NotifyId;
-use crate::memory::{MemoryError, Ram};
+use crate::memory::MemoryError;
 
 /// `VIRTIO_RING_F_INDIRECT_DESC`.
 pub const RING_F_INDIRECT: u64 = 1 << 28;
@@ -49,6 +49,8 @@ struct Attached {
     ring: GuestRing,
     vring: Vring,
     broken: bool,
+    /// The last burst ended because the guest offered nothing.
+    wanting: bool,
 }
 
 /// What the guest's side looks like after a queue was attached.
@@ -102,7 +104,6 @@ pub struct VdevSnapshot {
 pub struct Vdev {
     label: String,
     guest: [Option<Attached>; QUEUES],
-    memory: Option<Arc<GuestMemoryMmap>>,
     features: u64,
     core: Option<CoreSide>,
     announcements: Announcements,
@@ -119,7 +120,6 @@ impl Vdev {
         Self {
             label,
             guest: [const { None }; QUEUES],
-            memory: None,
             features: 0,
             core: None,
             announcements: Announcements::default(),
@@ -154,8 +154,8 @@ impl Vdev {
             ring,
             vring: queue.vring,
             broken: false,
+            wanting: false,
         });
-        self.memory = Some(queue.memory);
         self.features = queue.features;
         // A driver starts with zeroed rings. A ring that has been used exactly a multiple of
         // 65536 times looks the same; if all do, a resumed guest is taken for a fresh one, and
@@ -173,22 +173,24 @@ impl Vdev {
     /// Returns the ring's position.
     pub fn detach(&mut self, index: usize) -> Option<u16> {
         let attached = self.guest.get_mut(index)?.take()?;
-        if self.guest.iter().all(Option::is_none) {
-            self.memory = None;
-        }
         Some(attached.ring.position())
     }
 
     /// The guest's memory was laid out anew.
-    pub fn set_memory(&mut self, memory: Arc<GuestMemoryMmap>) {
-        if self.memory.is_some() {
-            self.memory = Some(memory);
+    pub fn set_memory(&mut self, memory: &Arc<GuestMemoryMmap>) {
+        for queue in self.guest.iter_mut().flatten() {
+            queue.ring.set_memory(memory);
         }
     }
 
     /// Is the guest's driver up?
     pub fn guest_is_up(&self) -> bool {
         self.guest.iter().all(Option::is_some)
+    }
+
+    /// Are there a guest's driver and a firmware, so that messages may move?
+    pub fn is_served(&self) -> bool {
+        self.core_is_up() && self.guest_is_up()
     }
 
     /// Does the firmware see a driver?
@@ -204,18 +206,17 @@ impl Vdev {
     /// The core's rings are there, in the order of the resource table: relaying may begin.
     ///
     /// # Errors
-    /// [`MemoryError`] if a ring is not inside `ram`.
+    /// [`MemoryError`] if a ring's buffers are not in the core's memory.
     pub fn start(
         &mut self,
         [to_guest, to_core]: [DriverRing; QUEUES],
         ids: [NotifyId; QUEUES],
-        ram: &Ram,
     ) -> Result<(), MemoryError> {
         if std::mem::take(&mut self.stale) {
             self.discard_sent();
         }
         self.core = Some(CoreSide {
-            to_guest: ToGuest::new(to_guest, ram)?,
+            to_guest: ToGuest::new(to_guest)?,
             to_core: ToCore::new(to_core),
             ids,
         });
@@ -237,23 +238,23 @@ impl Vdev {
     /// A guest with name service is told, so what it sends from here on until the next start is
     /// meant for the dead too. A guest without keeps its endpoints over the gap, and what it sends
     /// waits for the next incarnation.
-    pub fn core_gone(&mut self, ram: &Ram) {
+    pub fn core_gone(&mut self) {
         if self.core.is_none() {
             return;
         }
         for _ in 0..BURSTS_OF_A_RING {
-            if !self.relay_to_guest(ram).progress {
+            if !self.relay_to_guest().progress {
                 break;
             }
         }
-        self.core_lost(ram);
+        self.core_lost();
     }
 
     /// There is no firmware behind the vdev any more: it died, or broke its vring.
-    fn core_lost(&mut self, ram: &Ram) {
+    fn core_lost(&mut self) {
         let Some(core) = self.core.take() else { return };
-        self.to_guest.lost += core.to_guest.undelivered(ram);
-        self.to_core.lost += core.to_core.untaken(ram);
+        self.to_guest.lost += core.to_guest.undelivered();
+        self.to_core.lost += core.to_core.untaken();
         self.stale = self.features & VIRTIO_RPMSG_F_NS != 0;
         self.farewells.add(self.announcements.take());
         self.discard_sent();
@@ -263,14 +264,14 @@ impl Vdev {
     /// Gives back all that the guest has sent so far. One that goes on sending does not keep us.
     fn discard_sent(&mut self) {
         for _ in 0..BURSTS_OF_A_RING {
-            let Some(memory) = self.memory.clone().filter(|_| self.guest_is_up()) else {
+            if !self.guest_is_up() {
                 return;
-            };
+            }
             let Some(queue) = usable(&mut self.guest[QUEUE_TO_CORE]) else {
                 return;
             };
             let mut moved = Moved::default();
-            let ended = discard(&mut queue.ring, &memory, &mut self.to_core, &mut moved);
+            let ended = discard(&mut queue.ring, &mut self.to_core, &mut moved);
             let ended = ended.map_err(RelayFault::from);
             if !self.conclude(QUEUE_TO_CORE, None, moved, ended).progress {
                 return;
@@ -284,16 +285,13 @@ impl Vdev {
         if self.farewells.is_empty() || !self.guest_is_up() {
             return Round::default();
         }
-        let Some(memory) = &self.memory else {
-            return Round::default();
-        };
         let Some(queue) = usable(&mut self.guest[QUEUE_TO_GUEST]) else {
             return Round::default();
         };
         let mut moved = Moved::default();
         let ended = self
             .farewells
-            .relay(&mut queue.ring, memory, &mut self.to_guest, &mut moved);
+            .relay(&mut queue.ring, &mut self.to_guest, &mut moved);
         self.conclude(QUEUE_TO_GUEST, None, moved, ended.map_err(RelayFault::from))
     }
 
@@ -301,11 +299,11 @@ impl Vdev {
     ///
     /// Nothing moves in either direction before all queues are there: only then is it known
     /// whether the driver is a fresh one, to whom nothing from before belongs.
-    pub fn relay_to_core(&mut self, ram: &Ram) -> Round {
+    pub fn relay_to_core(&mut self) -> Round {
         if !self.guest_is_up() {
             return Round::default();
         }
-        let (Some(memory), Some(core)) = (&self.memory, &mut self.core) else {
+        let Some(core) = &mut self.core else {
             return Round::default();
         };
         let Some(queue) = usable(&mut self.guest[QUEUE_TO_CORE]) else {
@@ -314,32 +312,74 @@ impl Vdev {
         let mut moved = Moved::default();
         let ended = core
             .to_core
-            .relay(&mut queue.ring, memory, ram, &mut self.to_core, &mut moved);
+            .relay(&mut queue.ring, &mut self.to_core, &mut moved);
         let id = core.ids[QUEUE_TO_CORE];
         let round = self.conclude(QUEUE_TO_CORE, Some(id), moved, ended);
         if round.failed {
-            self.core_lost(ram);
+            self.core_lost();
         }
         round
     }
 
     /// Must the relay to the core be looked at again, though nothing came from the guest?
-    pub fn can_go_on(&mut self, ram: &Ram) -> bool {
+    pub fn can_go_on(&self) -> bool {
         self.guest_is_up()
-            && usable(&mut self.guest[QUEUE_TO_CORE]).is_some()
+            && is_usable(&self.guest[QUEUE_TO_CORE])
             && self
                 .core
-                .as_mut()
-                .is_some_and(|core| core.to_core.can_go_on(ram))
+                .as_ref()
+                .is_some_and(|core| core.to_core.can_go_on())
+    }
+
+    /// Would a burst in one of the two directions move anything, by the look of the indexes? For
+    /// those who look often: it costs a few loads.
+    #[inline]
+    pub fn may_move(&self) -> bool {
+        let (Some(core), [Some(to_guest), Some(to_core)]) = (&self.core, &self.guest) else {
+            return false;
+        };
+        let up = !to_core.broken && to_core.ring.has_more() && core.to_core.has_room();
+        let down = !to_guest.broken
+            && if core.to_guest.is_starved() || !self.farewells.is_empty() {
+                to_guest.ring.has_more()
+            } else {
+                core.to_guest.has_more()
+            };
+        up || down
+    }
+
+    /// Nobody will look for a while: asks the guest to kick where it offered nothing that could be
+    /// used. `true` if something has come meanwhile, so that looking must go on.
+    pub fn ask_for_kicks(&mut self) -> bool {
+        if !self.guest_is_up() {
+            return false;
+        }
+        let mut found = false;
+        for index in 0..QUEUES {
+            let Some(queue) = usable(&mut self.guest[index]).filter(|queue| queue.wanting) else {
+                continue;
+            };
+            if queue.ring.is_armed() {
+                continue;
+            }
+            let asked = queue.ring.open().and_then(|mut burst| burst.ask_for_kick());
+            match asked {
+                Ok(more) => found |= more,
+                Err(fault) => {
+                    self.conclude(index, None, Moved::default(), Err(fault.into()));
+                }
+            }
+        }
+        found
     }
 
     /// Relays a burst from the core to the guest, on the same condition
     /// and after everything that is to be withdrawn.
-    pub fn relay_to_guest(&mut self, ram: &Ram) -> Round {
+    pub fn relay_to_guest(&mut self) -> Round {
         if !self.guest_is_up() || !self.farewells.is_empty() {
             return Round::default();
         }
-        let (Some(memory), Some(core)) = (&self.memory, &mut self.core) else {
+        let Some(core) = &mut self.core else {
             return Round::default();
         };
         let Some(queue) = usable(&mut self.guest[QUEUE_TO_GUEST]) else {
@@ -349,8 +389,6 @@ impl Vdev {
         let mut moved = Moved::default();
         let ended = core.to_guest.relay(
             &mut queue.ring,
-            memory,
-            ram,
             name_service.then_some(&mut self.announcements),
             &mut self.to_guest,
             &mut moved,
@@ -358,7 +396,7 @@ impl Vdev {
         let id = core.ids[QUEUE_TO_GUEST];
         let round = self.conclude(QUEUE_TO_GUEST, Some(id), moved, ended);
         if round.failed {
-            self.core_lost(ram);
+            self.core_lost();
         }
         round
     }
@@ -372,10 +410,11 @@ impl Vdev {
         moved: Moved,
         ended: Result<(), RelayFault>,
     ) -> Round {
-        if moved.call_guest
-            && let Some(queue) = &self.guest[index]
-        {
-            queue.vring.call();
+        if let Some(queue) = &mut self.guest[index] {
+            queue.wanting = moved.wants_guest;
+            if moved.call_guest {
+                queue.vring.call();
+            }
         }
         match &ended {
             Ok(()) => {}
@@ -419,6 +458,10 @@ impl Vdev {
             announcements: self.announcements.clone(),
         }
     }
+}
+
+fn is_usable(queue: &Option<Attached>) -> bool {
+    queue.as_ref().is_some_and(|queue| !queue.broken)
 }
 
 fn usable(queue: &mut Option<Attached>) -> Option<&mut Attached> {
@@ -489,18 +532,18 @@ mod tests {
             GuestState::Fresh
         );
         let (_, other) = Firmware::new(8, BUFFER_LEN, 0);
-        vdev.start([other, ring], IDS, &firmware.ram).unwrap();
+        vdev.start([other, ring], IDS).unwrap();
 
         let sent = message(7, 9, 1);
         driver.write(GUEST_BUFFERS, &sent);
         driver.describe(0, (GUEST_BUFFERS, 25), 0, 0);
         driver.offer(0);
         driver.offer(8);
-        let round = vdev.relay_to_core(&firmware.ram);
+        let round = vdev.relay_to_core();
         assert_eq!(round.kick, Some(IDS[QUEUE_TO_CORE]), "for what came before");
         assert_eq!(driver.used_index(), 1);
         for _ in 0..10 {
-            assert_eq!(vdev.relay_to_core(&firmware.ram), Round::default());
+            assert_eq!(vdev.relay_to_core(), Round::default());
         }
         assert!(vdev.core_is_up(), "it is no fault of the firmware");
         assert_eq!(vdev.snapshot().to_core.messages, 1);
@@ -513,7 +556,7 @@ mod tests {
         let state = vdev.attach(QUEUE_TO_CORE, transmit).unwrap();
         assert_eq!(state, GuestState::Resumed);
         driver.offer(0);
-        assert!(vdev.relay_to_core(&firmware.ram).progress);
+        assert!(vdev.relay_to_core().progress);
         // Both vrings lie at one place here; only the second was written to last.
         assert_eq!(firmware.available(), 2);
         assert_eq!(firmware.take_number(), Some(0));
@@ -529,14 +572,14 @@ mod tests {
         vdev.attach(QUEUE_TO_GUEST, receive).unwrap();
         vdev.attach(QUEUE_TO_CORE, transmit).unwrap();
         let (_, other) = Firmware::new(8, BUFFER_LEN, 0);
-        vdev.start([other, ring], IDS, &firmware.ram).unwrap();
+        vdev.start([other, ring], IDS).unwrap();
         driver.describe(0, (GUEST_BUFFERS, 25), 0, 0);
         driver.offer(0);
         firmware.set_used(1);
-        let round = vdev.relay_to_core(&firmware.ram);
+        let round = vdev.relay_to_core();
         assert_eq!((round.progress, round.kick), (true, None));
         assert!(!vdev.core_is_up() && vdev.guest_is_up());
-        assert_eq!(vdev.relay_to_core(&firmware.ram), Round::default());
+        assert_eq!(vdev.relay_to_core(), Round::default());
         // What it had sent was for this incarnation: given back, counted, and told.
         assert_eq!(vdev.snapshot().to_core.lost, 1);
         assert_eq!(vdev.detach(QUEUE_TO_CORE), Some(1));
@@ -546,21 +589,21 @@ mod tests {
     #[test]
     fn nothing_moves_before_all_queues_are_there_nor_after_one_is_gone() {
         let mut driver = Driver::new(8);
-        let (firmware, ring) = Firmware::new(8, BUFFER_LEN, 0);
+        let (_, ring) = Firmware::new(8, BUFFER_LEN, 0);
         let (_, other) = Firmware::new(8, BUFFER_LEN, 0);
         let mut vdev = Vdev::new("test".to_owned());
-        vdev.start([other, ring], IDS, &firmware.ram).unwrap();
+        vdev.start([other, ring], IDS).unwrap();
         driver.describe(0, (GUEST_BUFFERS, 25), 0, 0);
         driver.offer(0);
         let (transmit, ..) = queue(&driver, driver.layout);
         vdev.attach(QUEUE_TO_CORE, transmit).unwrap();
-        assert_eq!(vdev.relay_to_core(&firmware.ram), Round::default());
+        assert_eq!(vdev.relay_to_core(), Round::default());
         let (receive, ..) = queue(&driver, idle(&driver));
         vdev.attach(QUEUE_TO_GUEST, receive).unwrap();
-        assert!(vdev.relay_to_core(&firmware.ram).progress);
+        assert!(vdev.relay_to_core().progress);
         driver.offer(0);
         vdev.detach(QUEUE_TO_GUEST);
-        assert_eq!(vdev.relay_to_core(&firmware.ram), Round::default());
+        assert_eq!(vdev.relay_to_core(), Round::default());
         assert_eq!(driver.used_index(), 1);
     }
 }

@@ -12,10 +12,14 @@
 //! at 0, available ring at `16 * num`, used ring at the next multiple of the vring's alignment
 //! (Linux `vring_init()` in `include/uapi/linux/virtio_ring.h`).
 
-use std::sync::atomic::{Ordering, fence};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
 use thiserror::Error;
-use vm_memory::{Bytes, VolatileSlice};
+use vm_memory::VolatileSlice;
+
+use super::guest_ring::passes_event;
+use super::words::{Word, Words};
 
 use crate::firmware::VringEntry;
 use crate::memory::{DeviceAddress, MemoryError, Ram};
@@ -71,11 +75,25 @@ pub enum FirmwareFault {
     },
 }
 
+/// The parts of a vring in the core's memory.
+#[derive(Debug)]
+struct Areas {
+    ram: Arc<Ram>,
+    /// Two words for each descriptor.
+    descriptors: Words<AtomicU64>,
+    /// Flags, index, the ring, the used event.
+    available: Words<AtomicU16>,
+    /// Flags, index, and, behind the elements, the available event.
+    used: Words<AtomicU16>,
+    /// Two words for each used element.
+    elements: Words<AtomicU32>,
+}
+
 /// The driver side of one vring and the buffers that belong to it.
 #[derive(Debug)]
 pub struct DriverRing {
-    da: DeviceAddress,
-    shape: VringShape,
+    areas: Areas,
+    num: u16,
     buffers: DeviceAddress,
     buffer_size: u32,
     /// Which descriptors the firmware holds.
@@ -85,6 +103,8 @@ pub struct DriverRing {
     used: u16,
     /// `available` when it was last published.
     published: u16,
+    /// Kicks of both sides are asked for by index (`VIRTIO_RING_F_EVENT_IDX`).
+    event_idx: bool,
 }
 
 impl DriverRing {
@@ -92,9 +112,10 @@ impl DriverRing {
     /// `buffers`. Zeroes the ring's memory.
     ///
     /// # Errors
-    /// [`MemoryError`] if ring or buffers are not inside `ram`.
+    /// [`MemoryError`] if ring or buffers are not inside `ram`, or the ring is not aligned to 16
+    /// bytes.
     pub fn new(
-        ram: &Ram,
+        ram: &Arc<Ram>,
         da: DeviceAddress,
         shape: VringShape,
         buffers: DeviceAddress,
@@ -104,22 +125,38 @@ impl DriverRing {
         let memory = ram.slice(da, shape.len)?;
         let zeroes = vec![0u8; memory.len()];
         memory.copy_from(&zeroes);
+        let num = usize::from(shape.num);
+        // All of them are inside what was just looked up.
+        let areas = Areas {
+            ram: ram.clone(),
+            descriptors: words(ram, da, 0, 2 * num)?,
+            available: words(ram, da, shape.available, 3 + num)?,
+            used: words(ram, da, shape.used, 3 + 4 * num)?,
+            elements: words(ram, da, shape.used + 4, 2 * num)?,
+        };
         Ok(Self {
-            da,
-            shape,
+            areas,
+            num: shape.num,
             buffers,
             buffer_size,
-            held: vec![false; usize::from(shape.num)],
+            held: vec![false; num],
             held_count: 0,
             available: 0,
             used: 0,
             published: 0,
+            event_idx: false,
         })
+    }
+
+    /// Kicks are asked for by index from here on; said before the firmware sees the ring, and only
+    /// if it declares that it does the same.
+    pub fn set_event_idx(&mut self) {
+        self.event_idx = true;
     }
 
     /// Entries in the ring.
     pub fn num(&self) -> u16 {
-        self.shape.num
+        self.num
     }
 
     /// Bytes in each buffer.
@@ -132,131 +169,162 @@ impl DriverRing {
         self.held_count
     }
 
+    /// Has the firmware given back anything that has not been taken? A look at one index, for
+    /// those who look often; whether it is sound, a burst finds out.
+    #[inline]
+    pub fn has_more(&self) -> bool {
+        u16::from_le(self.areas.used[1].load(Ordering::Relaxed)) != self.used
+    }
+
     /// Opens the ring for a burst of work.
     ///
     /// # Errors
-    /// [`MemoryError`] if it is not inside `ram`; checked when the ring was made.
-    pub fn open<'a>(&'a mut self, ram: &'a Ram) -> Result<DriverBurst<'a>, MemoryError> {
-        let memory = ram.slice(self.da, self.shape.len)?;
-        let seen = self.used;
+    /// [`MemoryError`] if its buffers are not in the core's memory; checked when the ring was made.
+    pub fn open(&mut self) -> Result<DriverBurst<'_>, MemoryError> {
+        let len = u64::from(self.num) * u64::from(self.buffer_size);
+        let areas = &self.areas;
+        let buffers = areas.ram.slice(self.buffers, len)?;
         Ok(DriverBurst {
-            ring: self,
-            ram,
-            memory,
-            seen,
+            seen: self.used,
+            taken: self.used,
+            num: self.num,
+            buffers_at: self.buffers,
+            buffer_size: self.buffer_size,
+            event_idx: self.event_idx,
+            descriptors: &areas.descriptors,
+            available_ring: &areas.available,
+            used_ring: &areas.used,
+            elements: &areas.elements,
+            buffers,
+            held: &mut self.held,
+            held_count: &mut self.held_count,
+            available: &mut self.available,
+            used: &mut self.used,
+            published: &mut self.published,
         })
     }
 }
 
-/// One burst of work on a ring.
-pub struct DriverBurst<'a> {
-    ring: &'a mut DriverRing,
-    ram: &'a Ram,
-    memory: VolatileSlice<'a>,
-    /// The used index as last read.
-    seen: u16,
+fn words<T: Word>(
+    ram: &Arc<Ram>,
+    da: DeviceAddress,
+    offset: u64,
+    count: usize,
+) -> Result<Words<T>, MemoryError> {
+    let at = DeviceAddress(da.0 + offset);
+    Words::of_core(ram, at, count).map_err(|_| MemoryError::Misaligned {
+        da: at,
+        align: size_of::<T>(),
+    })
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "a vring is far smaller than 4 GiB"
-)]
-fn offset(bytes: u64) -> usize {
-    bytes as usize
+/// One burst of work on a ring.
+pub struct DriverBurst<'a> {
+    num: u16,
+    buffers_at: DeviceAddress,
+    buffer_size: u32,
+    event_idx: bool,
+    descriptors: &'a [AtomicU64],
+    available_ring: &'a [AtomicU16],
+    used_ring: &'a [AtomicU16],
+    elements: &'a [AtomicU32],
+    /// All of them, one after the other.
+    buffers: VolatileSlice<'a>,
+    held: &'a mut [bool],
+    held_count: &'a mut u16,
+    available: &'a mut u16,
+    used: &'a mut u16,
+    published: &'a mut u16,
+    /// The used index as last read.
+    seen: u16,
+    /// `used` when the firmware was last told that it was taken.
+    taken: u16,
 }
 
 impl<'a> DriverBurst<'a> {
-    fn load(&self, at: u64, order: Ordering) -> u16 {
-        u16::from_le(self.memory.load(offset(at), order).unwrap_or_default())
-    }
-
-    fn store(&self, at: u64, value: u16, order: Ordering) {
-        let stored = self.memory.store(value.to_le(), offset(at), order);
-        debug_assert!(
-            stored.is_ok(),
-            "the vring's memory was checked when it was opened"
-        );
-    }
-
-    /// The bytes of buffer `id`.
-    ///
-    /// # Errors
-    /// [`MemoryError`] for an id out of range.
-    pub fn buffer(&self, id: u16) -> Result<VolatileSlice<'a>, MemoryError> {
-        let size = u64::from(self.ring.buffer_size);
-        self.ram.slice(
-            DeviceAddress(self.ring.buffers.0 + u64::from(id) * size),
-            if id < self.ring.shape.num {
-                size
-            } else {
-                u64::MAX
-            },
-        )
+    /// The bytes of buffer `id`; nothing for an id out of range.
+    #[inline]
+    pub fn buffer(&self, id: u16) -> Option<VolatileSlice<'a>> {
+        let size = self.buffer_size as usize;
+        self.buffers.subslice(usize::from(id) * size, size).ok()
     }
 
     /// Bytes in each buffer.
     pub fn buffer_size(&self) -> u32 {
-        self.ring.buffer_size
+        self.buffer_size
     }
 
     /// Makes descriptor `id`, which the firmware does not hold, available to it: `len` bytes of
     /// its buffer, for the firmware to fill (`writable`) or to read. The firmware sees it at the
     /// next [`DriverBurst::publish`].
+    #[inline(always)]
     pub fn offer(&mut self, id: u16, len: u32, writable: bool) {
-        let ring = &mut *self.ring;
-        let Some(held) = ring.held.get_mut(usize::from(id)) else {
+        let Some(held) = self.held.get_mut(usize::from(id)) else {
             return;
         };
         debug_assert!(!*held, "descriptor {id} is offered twice");
         *held = true;
-        ring.held_count += 1;
-        let address = ring.buffers.0 + u64::from(id) * u64::from(ring.buffer_size);
+        *self.held_count = self.held_count.wrapping_add(1);
+        let address = self.buffers_at.0 + u64::from(id) * u64::from(self.buffer_size);
         let flags = if writable { F_WRITE } else { 0 };
-        let mut descriptor = [0u8; 16];
-        descriptor[..8].copy_from_slice(&address.to_le_bytes());
-        descriptor[8..12].copy_from_slice(&len.to_le_bytes());
-        descriptor[12..14].copy_from_slice(&flags.to_le_bytes());
-        let written = self.memory.write_slice(&descriptor, 16 * usize::from(id));
-        debug_assert!(
-            written.is_ok(),
-            "the vring's memory was checked when it was opened"
-        );
-        let slot = u64::from(ring.available & (ring.shape.num - 1));
-        let at = ring.shape.available + 4 + 2 * slot;
-        ring.available = ring.available.wrapping_add(1);
-        self.store(at, id, Ordering::Relaxed);
+        let rest = u64::from(len) | (u64::from(flags) << 32);
+        let at = 2 * usize::from(id);
+        self.descriptors[at].store(address.to_le(), Ordering::Relaxed);
+        self.descriptors[at + 1].store(rest.to_le(), Ordering::Relaxed);
+        let slot = usize::from(*self.available & (self.num - 1));
+        self.available_ring[2 + slot].store(id.to_le(), Ordering::Relaxed);
+        *self.available = self.available.wrapping_add(1);
     }
 
-    /// Shows the firmware everything offered so far. `true` if it wants a kick for it.
+    /// Shows the firmware everything offered so far, and that what was taken has been. `true` if
+    /// it wants a kick.
     pub fn publish(&mut self) -> bool {
-        let (old, new) = (self.ring.published, self.ring.available);
+        let (old, new) = (*self.published, *self.available);
+        let asks = self.event_idx && self.taken != *self.used;
+        if asks {
+            // A kick for the next that it gives back, and for no other until that is taken.
+            let event = &self.available_ring[2 + usize::from(self.num)];
+            event.store(self.used.to_le(), Ordering::Relaxed);
+            self.taken = *self.used;
+        }
+        if old != new {
+            self.available_ring[1].store(new.to_le(), Ordering::Release);
+            *self.published = new;
+        }
+        if asks || old != new {
+            // What was asked for must be visible before the used index is looked at again, and the
+            // available index before we look whether the firmware wants to hear of it.
+            fence(Ordering::SeqCst);
+        }
         if old == new {
             return false;
         }
-        self.store(self.ring.shape.available + 2, new, Ordering::Release);
-        // The index must be visible before we look whether the firmware wants to hear of it.
-        fence(Ordering::SeqCst);
-        self.ring.published = new;
-        self.load(self.ring.shape.used, Ordering::Relaxed) & USED_F_NO_NOTIFY == 0
+        if self.event_idx {
+            let event = &self.used_ring[2 + 4 * usize::from(self.num)];
+            passes_event(u16::from_le(event.load(Ordering::Relaxed)), new, old)
+        } else {
+            u16::from_le(self.used_ring[0].load(Ordering::Relaxed)) & USED_F_NO_NOTIFY == 0
+        }
     }
 
     /// Has the firmware given anything back? Looks at memory when nothing is known.
     ///
     /// # Errors
     /// [`FirmwareFault::UsedJump`].
+    #[inline]
     pub fn has_returned(&mut self) -> Result<bool, FirmwareFault> {
-        if self.seen == self.ring.used {
-            let seen = self.load(self.ring.shape.used + 2, Ordering::Acquire);
-            if seen.wrapping_sub(self.ring.used) > self.ring.held_count {
+        if self.seen == *self.used {
+            let seen = u16::from_le(self.used_ring[1].load(Ordering::Acquire));
+            if seen.wrapping_sub(*self.used) > *self.held_count {
                 return Err(FirmwareFault::UsedJump {
-                    from: self.ring.used,
+                    from: *self.used,
                     to: seen,
-                    out: self.ring.held_count,
+                    out: *self.held_count,
                 });
             }
             self.seen = seen;
         }
-        Ok(self.seen != self.ring.used)
+        Ok(self.seen != *self.used)
     }
 
     /// Takes the next descriptor that the firmware gave back: its number and the length that the
@@ -264,34 +332,40 @@ impl<'a> DriverBurst<'a> {
     ///
     /// # Errors
     /// A [`FirmwareFault`]: the ring cannot be used any more.
+    #[inline(always)]
     pub fn take_returned(&mut self) -> Result<Option<(u16, u32)>, FirmwareFault> {
         if !self.has_returned()? {
             return Ok(None);
         }
-        let num = self.ring.shape.num;
-        let slot = u64::from(self.ring.used & (num - 1));
-        let entry: u64 = self
-            .memory
-            .read_obj(offset(self.ring.shape.used + 4 + 8 * slot))
-            .unwrap_or(u64::MAX);
-        let entry = u64::from_le(entry);
-        #[expect(clippy::cast_possible_truncation, reason = "the low half is meant")]
-        let (id, len) = (entry as u32, (entry >> 32) as u32);
-        let short = u16::try_from(id).ok().filter(|id| *id < num);
-        let Some(id) = short.filter(|id| self.ring.held[usize::from(*id)]) else {
-            return Err(FirmwareFault::NotHeld { id, num });
-        };
-        self.ring.held[usize::from(id)] = false;
-        self.ring.held_count -= 1;
-        self.ring.used = self.ring.used.wrapping_add(1);
-        Ok(Some((id, len)))
+        let num = self.num;
+        let slot = 2 * usize::from(*self.used & (num - 1));
+        let elements = self.elements;
+        let id = u32::from_le(elements[slot].load(Ordering::Relaxed));
+        let len = u32::from_le(elements[slot + 1].load(Ordering::Relaxed));
+        let held = usize::try_from(id)
+            .ok()
+            .and_then(|id| self.held.get_mut(id))
+            .filter(|held| **held)
+            .ok_or(FirmwareFault::NotHeld { id, num })?;
+        *held = false;
+        *self.held_count = self.held_count.wrapping_sub(1);
+        *self.used = self.used.wrapping_add(1);
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "the number of a descriptor"
+        )]
+        Ok(Some((id as u16, len)))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
+    use vm_memory::Bytes;
+
+    fn offset(bytes: u64) -> usize {
+        usize::try_from(bytes).unwrap()
+    }
 
     const BASE: u64 = 0x8000_0000;
     const BUFFERS: u64 = BASE + 0x8000;
@@ -343,8 +417,8 @@ mod tests {
     #[test]
     fn what_is_offered_comes_back_once() {
         let (ram, mut ring) = ring(8);
-        let shape = ring.shape;
-        let mut burst = ring.open(&ram).unwrap();
+        let shape = shape(8, 4096);
+        let mut burst = ring.open().unwrap();
         burst.offer(3, 40, true);
         assert!(burst.publish());
         assert_eq!(burst.take_returned().unwrap(), None);
@@ -358,8 +432,8 @@ mod tests {
     fn a_descriptor_that_the_firmware_does_not_hold_is_a_fault() {
         for id in [4, 8, 0x1_0003, u32::MAX] {
             let (ram, mut ring) = ring(8);
-            let shape = ring.shape;
-            let mut burst = ring.open(&ram).unwrap();
+            let shape = shape(8, 4096);
+            let mut burst = ring.open().unwrap();
             burst.offer(3, 40, true);
             burst.publish();
             give_back(&ram, shape, 1, id, 40);
@@ -373,8 +447,8 @@ mod tests {
     #[test]
     fn a_descriptor_returned_twice_is_a_fault() {
         let (ram, mut ring) = ring(8);
-        let shape = ring.shape;
-        let mut burst = ring.open(&ram).unwrap();
+        let shape = shape(8, 4096);
+        let mut burst = ring.open().unwrap();
         burst.offer(3, 40, true);
         burst.offer(4, 40, true);
         burst.publish();
@@ -391,8 +465,8 @@ mod tests {
     fn a_used_index_that_jumps_is_a_fault() {
         for to in [2, 9, 0x8000, u16::MAX] {
             let (ram, mut ring) = ring(8);
-            let shape = ring.shape;
-            let mut burst = ring.open(&ram).unwrap();
+            let shape = shape(8, 4096);
+            let mut burst = ring.open().unwrap();
             burst.offer(3, 40, true);
             burst.publish();
             give_back(&ram, shape, to, 3, 40);
@@ -410,8 +484,8 @@ mod tests {
     #[test]
     fn indexes_wrap_at_65536() {
         let (ram, mut ring) = ring(4);
-        let shape = ring.shape;
-        let mut burst = ring.open(&ram).unwrap();
+        let shape = shape(4, 4096);
+        let mut burst = ring.open().unwrap();
         for round in 1..=70_000u32 {
             #[expect(clippy::cast_possible_truncation, reason = "indexes wrap")]
             let (index, id) = (round as u16, (round % 4) as u16);
@@ -425,12 +499,12 @@ mod tests {
     #[test]
     fn a_firmware_that_refuses_kicks_is_not_kicked() {
         let (ram, mut ring) = ring(8);
-        let shape = ring.shape;
+        let shape = shape(8, 4096);
         let memory = ram.slice(DeviceAddress(BASE), shape.len).unwrap();
         memory
             .store(USED_F_NO_NOTIFY, offset(shape.used), Ordering::Relaxed)
             .unwrap();
-        let mut burst = ring.open(&ram).unwrap();
+        let mut burst = ring.open().unwrap();
         burst.offer(0, 16, false);
         assert!(!burst.publish());
         assert!(!burst.publish(), "nothing new, no kick");

@@ -8,8 +8,6 @@
 
 use std::collections::VecDeque;
 
-use vm_memory::GuestMemoryMmap;
-
 use super::MAX_QUEUE_SIZE;
 use super::guest_ring::{GuestRing, Next, RingFault};
 use super::relay::{Counters, MESSAGES_PER_BURST, Moved, write_message};
@@ -45,12 +43,10 @@ impl Farewells {
     pub fn relay(
         &mut self,
         guest: &mut GuestRing,
-        mem: &GuestMemoryMmap,
         counters: &mut Counters,
         moved: &mut Moved,
     ) -> Result<(), RingFault> {
-        let mut burst = guest.open(mem)?;
-        burst.refuse_kicks();
+        let mut burst = guest.open()?;
         let mut given_back = 0;
         let ended = loop {
             // A guest that offers nothing usable, without end, does not keep us.
@@ -62,11 +58,10 @@ impl Farewells {
             };
             match burst.peek() {
                 Err(fault) => break Err(fault),
-                Ok(Next::Nothing) => match burst.ask_for_kick() {
-                    Ok(true) => burst.refuse_kicks(),
-                    Ok(false) => break Ok(()),
-                    Err(fault) => break Err(fault),
-                },
+                Ok(Next::Nothing) => {
+                    moved.wants_guest = true;
+                    break Ok(());
+                }
                 Ok(Next::Bad { head, .. }) => {
                     counters.bad_chains += 1;
                     burst.complete(head, 0);
@@ -104,11 +99,10 @@ impl Farewells {
 /// A [`RingFault`]: the guest's ring cannot be worked any more.
 pub fn discard(
     guest: &mut GuestRing,
-    mem: &GuestMemoryMmap,
     counters: &mut Counters,
     moved: &mut Moved,
 ) -> Result<(), RingFault> {
-    let mut burst = guest.open(mem)?;
+    let mut burst = guest.open()?;
     let mut looked_at = 0;
     let ended = loop {
         if looked_at == MESSAGES_PER_BURST {

@@ -18,13 +18,16 @@
 //! | available ring | 6 + 2 * size | flags u16, idx u16, head u16 * size, used_event u16 |
 //! | used ring | 6 + 8 * size | flags u16, idx u16, (id u32, len u32) * size, avail_event u16 |
 
-use std::sync::atomic::{Ordering, fence};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
 use thiserror::Error;
-use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, VolatileSlice,
+};
 
-const DESCRIPTOR_SIZE: u64 = 16;
+use super::words::{NoWords, Word, Words};
+
 const F_NEXT: u16 = 1;
 const F_WRITE: u16 = 2;
 const F_INDIRECT: u16 = 4;
@@ -34,6 +37,29 @@ const USED_F_NO_NOTIFY: u16 = 1;
 /// The most buffers that one chain may have. No driver of a message device comes near; without a
 /// limit one kick could make us walk millions of descriptors.
 pub const MAX_BUFFERS_PER_CHAIN: usize = 64;
+
+/// A descriptor, as it was copied out.
+#[derive(Clone, Copy)]
+struct Descriptor {
+    address: u64,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+impl Descriptor {
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "fields of a word")]
+    fn from_words([address, rest]: [u64; 2]) -> Self {
+        let rest = u64::from_le(rest);
+        Self {
+            address: u64::from_le(address),
+            len: rest as u32,
+            flags: (rest >> 32) as u16,
+            next: (rest >> 48) as u16,
+        }
+    }
+}
 
 /// Where a ring lies in guest-physical memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -173,21 +199,105 @@ pub struct RingFeatures {
     pub indirect: bool,
 }
 
+/// The parts of a ring as they lie in one layout of guest memory.
+#[derive(Debug)]
+struct Areas {
+    memory: Arc<GuestMemoryMmap>,
+    /// Two words for each descriptor.
+    descriptors: Words<AtomicU64>,
+    /// Flags, index, the ring, the used event.
+    available: Words<AtomicU16>,
+    /// Flags, index, and, behind the elements, the available event.
+    used: Words<AtomicU16>,
+    /// Two words for each used element.
+    elements: Words<AtomicU32>,
+}
+
+impl Areas {
+    fn find(layout: &RingLayout, memory: &Arc<GuestMemoryMmap>) -> Result<Self, RingFault> {
+        let size = usize::from(layout.size);
+        let [descriptors, available, used] = layout.areas();
+        let elements = Area {
+            address: GuestAddress(used.address.0.saturating_add(4)),
+            ..used
+        };
+        Ok(Self {
+            memory: memory.clone(),
+            descriptors: descriptors.words(memory, 2 * size)?,
+            available: available.words(memory, 3 + size)?,
+            used: used.words(memory, 3 + 4 * size)?,
+            elements: elements.words(memory, 2 * size)?,
+        })
+    }
+}
+
+/// One part of a ring, for messages about it.
+#[derive(Clone, Copy)]
+struct Area {
+    name: &'static str,
+    address: GuestAddress,
+    align: u64,
+}
+
+impl Area {
+    fn words<T: Word>(
+        self,
+        memory: &Arc<GuestMemoryMmap>,
+        count: usize,
+    ) -> Result<Words<T>, RingFault> {
+        let (area, address) = (self.name, self.address.0);
+        Words::of_guest(memory, self.address, count).map_err(|cause| match cause {
+            NoWords::Outside => RingFault::Outside {
+                area,
+                address,
+                len: (count * size_of::<T>()) as u64,
+            },
+            // Addresses that are aligned in guest memory are aligned here only if their region
+            // begins on a page, and where regions begin is the VMM's word.
+            NoWords::Misaligned => RingFault::Alignment {
+                area,
+                address,
+                align: self.align,
+            },
+        })
+    }
+}
+
+impl RingLayout {
+    fn areas(&self) -> [Area; 3] {
+        [
+            ("descriptor table", self.descriptors, 16),
+            ("available ring", self.available, 2),
+            ("used ring", self.used, 4),
+        ]
+        .map(|(name, address, align)| Area {
+            name,
+            address,
+            align,
+        })
+    }
+}
+
 /// The device side of one ring.
 #[derive(Debug)]
 pub struct GuestRing {
     layout: RingLayout,
     features: RingFeatures,
     direction: Direction,
+    areas: Result<Areas, RingFault>,
     /// The next available entry to look at, and the next used entry to write.
     next: u16,
     /// `next` when it was last asked whether to call the guest, or when the ring was taken up.
     called: u16,
+    /// The guest has been asked to kick when it adds, and nothing has been found since.
+    armed: bool,
+    /// The region of guest memory in which the last buffer was, by its number.
+    region: usize,
 }
 
 /// Does an index that moved from `old` to `new` pass the event index `event`?
 /// (virtio 1.2, section 2.7.7.2: all modulo 2^16.)
-fn passes_event(event: u16, new: u16, old: u16) -> bool {
+pub(super) fn passes_event(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }
 
@@ -198,43 +308,37 @@ impl GuestRing {
     /// by which every receive buffer posted before the start would be lost.
     ///
     /// # Errors
-    /// A [`RingFault`] if the layout is none that virtio allows or not inside `mem`.
+    /// A [`RingFault`] if the layout is none that virtio allows or not inside `memory`.
     pub fn take_up(
         layout: RingLayout,
         features: RingFeatures,
         direction: Direction,
-        mem: &GuestMemoryMmap,
+        memory: &Arc<GuestMemoryMmap>,
     ) -> Result<Self, RingFault> {
         if !layout.size.is_power_of_two() {
             return Err(RingFault::Size(layout.size));
         }
-        for (area, address, align) in [
-            ("descriptor table", layout.descriptors.0, 16),
-            ("available ring", layout.available.0, 2),
-            ("used ring", layout.used.0, 4),
-        ] {
-            if address % align != 0 {
+        for area in layout.areas() {
+            if area.address.0 % area.align != 0 {
                 return Err(RingFault::Alignment {
-                    area,
-                    address,
-                    align,
+                    area: area.name,
+                    address: area.address.0,
+                    align: area.align,
                 });
             }
         }
-        let mut ring = Self {
+        let areas = Areas::find(&layout, memory)?;
+        let next = u16::from_le(areas.used[1].load(Ordering::Acquire));
+        Ok(Self {
             layout,
             features,
             direction,
-            next: 0,
-            called: 0,
-        };
-        let next = {
-            let burst = ring.open(mem)?;
-            u16::from_le(load(&burst.used, 2, Ordering::Acquire))
-        };
-        ring.next = next;
-        ring.called = next;
-        Ok(ring)
+            areas: Ok(areas),
+            next,
+            called: next,
+            armed: false,
+            region: 0,
+        })
     }
 
     /// The index the ring stands at: next available and next used entry.
@@ -242,108 +346,153 @@ impl GuestRing {
         self.next
     }
 
+    /// The guest's memory was laid out anew. If the ring is not in it, the next burst says so.
+    pub fn set_memory(&mut self, memory: &Arc<GuestMemoryMmap>) {
+        self.areas = Areas::find(&self.layout, memory);
+        self.region = 0;
+    }
+
+    /// Has the guest been asked to kick, and has nothing been found since?
+    pub fn is_armed(&self) -> bool {
+        self.armed
+    }
+
+    /// Has the guest offered anything that has not been looked at? A look at one index, for those
+    /// who look often; what it is, and whether it is sound, a burst finds out.
+    #[inline]
+    pub fn has_more(&self) -> bool {
+        self.areas.as_ref().is_ok_and(|areas| {
+            u16::from_le(areas.available[1].load(Ordering::Relaxed)) != self.next
+        })
+    }
+
     /// Opens the ring for a burst of work.
     ///
     /// # Errors
-    /// [`RingFault::Outside`] if an area of the ring is no longer inside guest memory.
-    pub fn open<'a>(&'a mut self, mem: &'a GuestMemoryMmap) -> Result<Burst<'a>, RingFault> {
-        let size = u64::from(self.layout.size);
-        let area = |area, address: GuestAddress, len: u64| {
-            usize::try_from(len)
-                .ok()
-                .and_then(|len| mem.get_slice(address, len).ok())
-                .ok_or(RingFault::Outside {
-                    area,
-                    address: address.0,
-                    len,
-                })
-        };
-        let descriptors = area(
-            "descriptor table",
-            self.layout.descriptors,
-            DESCRIPTOR_SIZE * size,
-        )?;
-        let available = area("available ring", self.layout.available, 6 + 2 * size)?;
-        let used = area("used ring", self.layout.used, 6 + 8 * size)?;
-        // Addresses that are aligned in guest memory are aligned here only if their region begins
-        // on a page, and where regions begin is the VMM's word.
-        for (name, area, address, align) in [
-            ("available ring", &available, self.layout.available.0, 2),
-            ("used ring", &used, self.layout.used.0, 4),
-        ] {
-            if area.load::<u16>(0, Ordering::Relaxed).is_err() {
-                return Err(RingFault::Alignment {
-                    area: name,
-                    address,
-                    align,
-                });
-            }
-        }
+    /// A [`RingFault`] if an area of the ring is no longer inside guest memory.
+    pub fn open(&mut self) -> Result<Burst<'_>, RingFault> {
+        let areas = self.areas.as_ref().map_err(|fault| *fault)?;
         Ok(Burst {
+            next: self.next,
             seen: self.next,
             published: self.next,
-            ring: self,
-            mem,
-            descriptors,
-            available,
-            used,
-            buffers: Vec::new(),
+            size: self.layout.size,
+            features: self.features,
+            plain: match self.direction {
+                Direction::ToGuest => F_WRITE,
+                Direction::FromGuest => 0,
+            },
+            descriptors: &areas.descriptors,
+            available: &areas.available,
+            used: &areas.used,
+            elements: &areas.elements,
+            memory: &areas.memory,
+            region: Region::number(&areas.memory, self.region),
+            region_number: &mut self.region,
+            position: &mut self.next,
+            called: &mut self.called,
+            armed: &mut self.armed,
+            one: None,
+            more: Vec::new(),
         })
     }
 }
 
-/// Loads from an area of the ring. The offset is inside and aligned by construction: areas are
-/// sized for the ring, and their alignment was checked when they were opened.
-fn load(area: &VolatileSlice<'_>, offset: usize, order: Ordering) -> u16 {
-    area.load(offset, order).unwrap_or_default()
+/// A region of guest memory, found once for all buffers in it.
+struct Region<'a> {
+    start: u64,
+    bytes: VolatileSlice<'a>,
 }
 
-/// Stores to an area of the ring; see [`load`].
-fn store(area: &VolatileSlice<'_>, offset: usize, value: u16, order: Ordering) {
-    let stored = area.store(value, offset, order);
-    debug_assert!(
-        stored.is_ok(),
-        "ring areas are checked when they are opened"
-    );
+impl<'a> Region<'a> {
+    fn number(memory: &'a GuestMemoryMmap, number: usize) -> Option<Self> {
+        let region = memory.iter().nth(number)?;
+        Some(Self {
+            start: region.start_addr().0,
+            bytes: region.as_volatile_slice().ok()?,
+        })
+    }
+
+    /// The bytes at a guest address, if all of them are in this region.
+    #[inline]
+    fn part(&self, address: u64, len: u32) -> Option<VolatileSlice<'a>> {
+        let offset = usize::try_from(address.checked_sub(self.start)?).ok()?;
+        self.bytes.subslice(offset, len as usize).ok()
+    }
 }
 
 /// One burst of work on a ring, with guest memory held in place.
 pub struct Burst<'a> {
-    ring: &'a mut GuestRing,
-    mem: &'a GuestMemoryMmap,
-    descriptors: VolatileSlice<'a>,
-    available: VolatileSlice<'a>,
-    used: VolatileSlice<'a>,
+    size: u16,
+    features: RingFeatures,
+    /// The flags of a chain that has one descriptor only.
+    plain: u16,
+    descriptors: &'a [AtomicU64],
+    available: &'a [AtomicU16],
+    used: &'a [AtomicU16],
+    elements: &'a [AtomicU32],
+    memory: &'a GuestMemoryMmap,
+    region: Option<Region<'a>>,
+    region_number: &'a mut usize,
+    /// The ring's `next`, which follows ours when it is published.
+    position: &'a mut u16,
+    called: &'a mut u16,
+    armed: &'a mut bool,
+    next: u16,
     /// The available index as last read.
     seen: u16,
     /// The used index as last written.
     published: u16,
-    buffers: Vec<VolatileSlice<'a>>,
+    /// The chain's buffer, if it has one only and no list was needed to find it.
+    one: Option<VolatileSlice<'a>>,
+    /// The chain's buffers otherwise.
+    more: Vec<VolatileSlice<'a>>,
 }
 
 impl<'a> Burst<'a> {
     /// The buffers of the chain that [`Burst::peek`] found, in order; none is empty.
+    #[inline]
     pub fn buffers(&self) -> &[VolatileSlice<'a>] {
-        &self.buffers
+        if self.one.is_some() {
+            self.one.as_slice()
+        } else {
+            &self.more
+        }
     }
 
     /// Looks at the next chain without taking it.
     ///
     /// # Errors
     /// A [`RingFault`]: the ring cannot be worked any more.
+    #[inline(always)]
     pub fn peek(&mut self) -> Result<Next, RingFault> {
-        let next = self.ring.next;
-        let size = self.ring.layout.size;
+        let next = self.next;
         if self.seen == next && !self.look_again()? {
             return Ok(Next::Nothing);
         }
-        let slot = usize::from(next & (size - 1));
-        let head = u16::from_le(load(&self.available, 4 + 2 * slot, Ordering::Relaxed));
-        if head >= size {
+        if *self.armed {
+            self.refuse_kicks();
+        }
+        let slot = usize::from(next & (self.size - 1));
+        let head = u16::from_le(self.available[2 + slot].load(Ordering::Relaxed));
+        if head >= self.size {
             return Err(RingFault::Head {
                 entry: next,
                 head,
-                size,
+                size: self.size,
+            });
+        }
+        // Most chains are one buffer in the region where the last one was.
+        let descriptor = self.descriptor(head);
+        if descriptor.flags == self.plain
+            && let Some(region) = &self.region
+            && let Some(buffer) = region.part(descriptor.address, descriptor.len)
+            && descriptor.len != 0
+        {
+            self.one = Some(buffer);
+            return Ok(Next::Chain {
+                head,
+                len: descriptor.len as usize,
             });
         }
         Ok(match self.collect(head) {
@@ -352,16 +501,26 @@ impl<'a> Burst<'a> {
         })
     }
 
+    /// A descriptor of the ring, copied out once. `index` is below the ring's size.
+    #[inline]
+    fn descriptor(&self, index: u16) -> Descriptor {
+        let at = 2 * usize::from(index);
+        Descriptor::from_words([
+            self.descriptors[at].load(Ordering::Relaxed),
+            self.descriptors[at + 1].load(Ordering::Relaxed),
+        ])
+    }
+
     /// Reads the available index anew: is there anything to look at?
+    #[inline]
     fn look_again(&mut self) -> Result<bool, RingFault> {
-        let next = self.ring.next;
-        let size = self.ring.layout.size;
-        let seen = u16::from_le(load(&self.available, 2, Ordering::Acquire));
-        if seen.wrapping_sub(next) > size {
+        let next = self.next;
+        let seen = u16::from_le(self.available[1].load(Ordering::Acquire));
+        if seen.wrapping_sub(next) > self.size {
             return Err(RingFault::AvailableJump {
                 from: next,
                 to: seen,
-                size,
+                size: self.size,
             });
         }
         self.seen = seen;
@@ -369,11 +528,14 @@ impl<'a> Burst<'a> {
     }
 
     /// Walks the chain at `head` and collects its buffers. Returns the bytes in them.
+    #[cold]
     fn collect(&mut self, head: u16) -> Result<usize, ChainFault> {
-        self.buffers.clear();
-        let mut table = self.descriptors;
-        let mut entries = u32::from(self.ring.layout.size);
-        let mut indirect = false;
+        self.one = None;
+        self.more.clear();
+        let memory: &'a GuestMemoryMmap = self.memory;
+        // An indirect table, once there is one.
+        let mut table: Option<VolatileSlice<'a>> = None;
+        let mut entries = u32::from(self.size);
         let mut index = head;
         let mut total = 0usize;
         let mut steps = 0;
@@ -382,26 +544,31 @@ impl<'a> Burst<'a> {
                 return Err(ChainFault::TooLong);
             }
             steps += 1;
+            let out_of_table = ChainFault::Next {
+                next: index,
+                table: entries,
+            };
             if u32::from(index) >= entries {
-                return Err(ChainFault::Next {
-                    next: index,
-                    table: entries,
-                });
+                return Err(out_of_table);
             }
             // Copied out once; everything below judges the copy.
-            let descriptor: Descriptor =
-                table
-                    .read_obj(usize::from(index) * 16)
-                    .map_err(|_| ChainFault::Next {
-                        next: index,
-                        table: entries,
-                    })?;
-            let (address, len, flags) = (descriptor.addr().0, descriptor.len(), descriptor.flags());
+            let Descriptor {
+                address,
+                len,
+                flags,
+                next,
+            } = match &table {
+                None => self.descriptor(index),
+                Some(table) => {
+                    let words = table.read_obj(usize::from(index) * 16);
+                    Descriptor::from_words(words.map_err(|_| out_of_table)?)
+                }
+            };
             if flags & F_INDIRECT != 0 {
                 let fault = ChainFault::Indirect { len };
                 let count = len / 16;
-                if !self.ring.features.indirect
-                    || indirect
+                if !self.features.indirect
+                    || table.is_some()
                     || flags & F_NEXT != 0
                     || !len.is_multiple_of(16)
                     || count == 0
@@ -409,76 +576,96 @@ impl<'a> Burst<'a> {
                 {
                     return Err(fault);
                 }
-                table = self
-                    .mem
-                    .get_slice(GuestAddress(address), len as usize)
-                    .map_err(|_| ChainFault::Unmapped { address, len })?;
+                let found = memory.get_slice(GuestAddress(address), len as usize);
+                table = Some(found.map_err(|_| ChainFault::Unmapped { address, len })?);
                 entries = count;
-                indirect = true;
                 index = 0;
                 // It names buffers and is none.
                 steps -= 1;
                 continue;
             }
-            if (flags & F_WRITE != 0) != (self.ring.direction == Direction::ToGuest) {
+            if flags & F_WRITE != self.plain {
                 return Err(ChainFault::Direction);
             }
             if len != 0 {
-                let unmapped = ChainFault::Unmapped { address, len };
-                if address.checked_add(u64::from(len)).is_none() {
-                    return Err(unmapped);
-                }
-                // More than one slice only where the buffer crosses regions.
-                for slice in self.mem.get_slices(GuestAddress(address), len as usize) {
-                    self.buffers.push(slice.map_err(|_| unmapped)?);
-                }
+                self.collect_buffer(memory, address, len)?;
                 total = total.saturating_add(len as usize);
             }
             if flags & F_NEXT == 0 {
                 return Ok(total);
             }
-            index = descriptor.next();
+            index = next;
         }
+    }
+
+    /// Adds a buffer to the list, and has the next ones looked for in its region first.
+    fn collect_buffer(
+        &mut self,
+        memory: &'a GuestMemoryMmap,
+        address: u64,
+        len: u32,
+    ) -> Result<(), ChainFault> {
+        let unmapped = ChainFault::Unmapped { address, len };
+        if let Some(buffer) = self.region.as_ref().and_then(|it| it.part(address, len)) {
+            self.more.push(buffer);
+            return Ok(());
+        }
+        if address.checked_add(u64::from(len)).is_none() {
+            return Err(unmapped);
+        }
+        // More than one slice only where the buffer crosses regions.
+        for slice in memory.get_slices(GuestAddress(address), len as usize) {
+            self.more.push(slice.map_err(|_| unmapped)?);
+        }
+        let number = memory.iter().position(|region| {
+            let offset = address.checked_sub(region.start_addr().0);
+            offset.is_some_and(|offset| offset < region.len())
+        });
+        if let Some(number) = number {
+            *self.region_number = number;
+            self.region = Region::number(memory, number);
+        }
+        Ok(())
     }
 
     /// Gives the chain at `head` back with `len` bytes written into it. The guest sees it at the
     /// next [`Burst::publish`].
+    #[inline]
     pub fn complete(&mut self, head: u16, len: u32) {
-        let slot = usize::from(self.ring.next & (self.ring.layout.size - 1));
-        let entry = u64::from(head) | (u64::from(len) << 32);
-        let written = self.used.write_obj(entry.to_le(), 4 + 8 * slot);
-        debug_assert!(
-            written.is_ok(),
-            "ring areas are checked when they are opened"
-        );
-        self.ring.next = self.ring.next.wrapping_add(1);
+        let slot = 2 * usize::from(self.next & (self.size - 1));
+        let elements = self.elements;
+        elements[slot].store(u32::from(head).to_le(), Ordering::Relaxed);
+        elements[slot + 1].store(len.to_le(), Ordering::Relaxed);
+        self.next = self.next.wrapping_add(1);
     }
 
     /// Shows the guest everything completed so far.
+    #[inline]
     pub fn publish(&mut self) {
-        if self.published != self.ring.next {
-            store(&self.used, 2, self.ring.next.to_le(), Ordering::Release);
-            self.published = self.ring.next;
+        if self.published != self.next {
+            self.used[1].store(self.next.to_le(), Ordering::Release);
+            self.published = self.next;
+            *self.position = self.next;
         }
     }
 
     /// After [`Burst::publish`]: does the guest want to be called for what was published since
     /// this was last asked?
     pub fn wants_call(&mut self) -> bool {
-        let (old, new) = (self.ring.called, self.ring.next);
+        let (old, new) = (*self.called, self.published);
         if old == new {
             return false;
         }
         // The used index must be visible before we look whether the guest wants to hear of it.
         fence(Ordering::SeqCst);
         // Also if the guest does not want to be called: it looks by itself when it does again.
-        self.ring.called = new;
-        if self.ring.features.event_idx {
-            let offset = 4 + 2 * usize::from(self.ring.layout.size);
-            let event = u16::from_le(load(&self.available, offset, Ordering::Relaxed));
+        *self.called = new;
+        if self.features.event_idx {
+            let at = 2 + usize::from(self.size);
+            let event = u16::from_le(self.available[at].load(Ordering::Relaxed));
             passes_event(event, new, old)
         } else {
-            let flags = u16::from_le(load(&self.available, 0, Ordering::Relaxed));
+            let flags = u16::from_le(self.available[0].load(Ordering::Relaxed));
             flags & AVAIL_F_NO_INTERRUPT == 0
         }
     }
@@ -489,10 +676,11 @@ impl<'a> Burst<'a> {
     /// # Errors
     /// A [`RingFault`]: the ring cannot be worked any more.
     pub fn ask_for_kick(&mut self) -> Result<bool, RingFault> {
-        if self.ring.features.event_idx {
-            self.set_kick_event(self.ring.next);
+        *self.armed = true;
+        if self.features.event_idx {
+            self.set_kick_event(self.next);
         } else {
-            store(&self.used, 0, 0, Ordering::Relaxed);
+            self.used[0].store(0, Ordering::Relaxed);
         }
         fence(Ordering::SeqCst);
         self.look_again()
@@ -500,17 +688,18 @@ impl<'a> Burst<'a> {
 
     /// Tells the guest that kicks are not needed for now.
     pub fn refuse_kicks(&mut self) {
-        if self.ring.features.event_idx {
+        *self.armed = false;
+        if self.features.event_idx {
             // An event that the guest's index has passed long ago.
-            self.set_kick_event(self.ring.next.wrapping_sub(1));
+            self.set_kick_event(self.next.wrapping_sub(1));
         } else {
-            store(&self.used, 0, USED_F_NO_NOTIFY.to_le(), Ordering::Relaxed);
+            self.used[0].store(USED_F_NO_NOTIFY.to_le(), Ordering::Relaxed);
         }
     }
 
     fn set_kick_event(&mut self, event: u16) {
-        let offset = 4 + 8 * usize::from(self.ring.layout.size);
-        store(&self.used, offset, event.to_le(), Ordering::Relaxed);
+        let at = 2 + 4 * usize::from(self.size);
+        self.used[at].store(event.to_le(), Ordering::Relaxed);
     }
 }
 
@@ -537,13 +726,18 @@ mod tests {
     const TABLE: u64 = 0x6000;
 
     fn take_up(driver: &Driver, layout: RingLayout) -> Result<GuestRing, RingFault> {
-        GuestRing::take_up(layout, PLAIN, Direction::FromGuest, &driver.mem)
+        GuestRing::take_up(
+            layout,
+            PLAIN,
+            Direction::FromGuest,
+            &Arc::new(driver.mem.clone()),
+        )
     }
 
     /// What the first entry of the ring is.
     fn first(driver: &Driver, features: RingFeatures, direction: Direction) -> Next {
         let mut ring = driver.ring(features, direction);
-        let next = ring.open(&driver.mem).unwrap().peek();
+        let next = ring.open().unwrap().peek();
         next.unwrap()
     }
 
@@ -570,7 +764,7 @@ mod tests {
             driver.offer(3);
             let mut ring = driver.ring(PLAIN, Direction::FromGuest);
             assert_eq!(ring.position(), position);
-            let mut burst = ring.open(&driver.mem).unwrap();
+            let mut burst = ring.open().unwrap();
             assert!(matches!(burst.peek(), Ok(Next::Chain { head: 3, len: 16 })));
         }
     }
@@ -647,12 +841,13 @@ mod tests {
         // A VMM may say that a region begins at any guest address; its mapping here begins on a
         // page, so what is aligned there is not aligned here.
         let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0xfff), 0x1_0000)]).unwrap();
+        let mem = Arc::new(mem);
         let refused = GuestRing::take_up(layout(8), PLAIN, Direction::FromGuest, &mem).unwrap_err();
         assert!(
             matches!(
                 refused,
                 RingFault::Alignment {
-                    area: "available ring",
+                    area: "descriptor table",
                     ..
                 }
             ),
@@ -665,7 +860,8 @@ mod tests {
         let driver = Driver::new(8);
         let mut ring = driver.ring(PLAIN, Direction::FromGuest);
         let other = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x2000)]).unwrap();
-        let fault = ring.open(&other).err();
+        ring.set_memory(&Arc::new(other));
+        let fault = ring.open().err();
         assert!(matches!(
             fault,
             Some(RingFault::Outside {
@@ -673,7 +869,8 @@ mod tests {
                 ..
             })
         ));
-        assert!(ring.open(&driver.mem).is_ok());
+        ring.set_memory(&Arc::new(driver.mem.clone()));
+        assert!(ring.open().is_ok());
     }
 
     #[test]
@@ -684,7 +881,7 @@ mod tests {
         driver.offer(5);
         driver.offer(2);
         let mut ring = driver.ring(PLAIN, Direction::ToGuest);
-        let mut burst = ring.open(&driver.mem).unwrap();
+        let mut burst = ring.open().unwrap();
         assert!(matches!(burst.peek(), Ok(Next::Chain { head: 5, .. })));
         assert!(
             matches!(burst.peek(), Ok(Next::Chain { head: 5, .. })),
@@ -705,7 +902,7 @@ mod tests {
     fn publishing_nothing_writes_nothing() {
         let driver = Driver::new(8);
         let mut ring = driver.ring(PLAIN, Direction::FromGuest);
-        let mut burst = ring.open(&driver.mem).unwrap();
+        let mut burst = ring.open().unwrap();
         driver.write_u16(layout(8).used.0 + 2, 77);
         burst.publish();
         assert_eq!(driver.used_index(), 77);
@@ -720,7 +917,7 @@ mod tests {
                 let head = u16::try_from(round % 4).unwrap();
                 driver.describe(head, (GUEST_BUFFERS, 16), 0, 0);
                 driver.offer(head);
-                let mut burst = ring.open(&driver.mem).unwrap();
+                let mut burst = ring.open().unwrap();
                 let next = burst.peek().unwrap();
                 assert!(matches!(next, Next::Chain { head: found, .. } if found == head));
                 burst.complete(head, round);
@@ -743,7 +940,7 @@ mod tests {
                 driver.offer(head);
             }
             let mut ring = driver.ring(PLAIN, Direction::FromGuest);
-            let mut burst = ring.open(&driver.mem).unwrap();
+            let mut burst = ring.open().unwrap();
             for expected in 0..size {
                 let next = burst.peek().unwrap();
                 assert!(matches!(next, Next::Chain { head, .. } if head == expected));
@@ -766,7 +963,7 @@ mod tests {
             );
         }
         let mut ring = driver.ring(PLAIN, Direction::FromGuest);
-        let mut burst = ring.open(&driver.mem).unwrap();
+        let mut burst = ring.open().unwrap();
         assert!(matches!(
             burst.peek(),
             Ok(Next::Chain { head: 6, len: 512 })
@@ -785,7 +982,7 @@ mod tests {
         driver.describe(0, (SEAM - 10, 30), 0, 0);
         driver.offer(0);
         let mut ring = driver.ring(PLAIN, Direction::FromGuest);
-        let mut burst = ring.open(&driver.mem).unwrap();
+        let mut burst = ring.open().unwrap();
         assert!(matches!(burst.peek(), Ok(Next::Chain { len: 30, .. })));
         let lens: Vec<_> = burst.buffers().iter().map(VolatileSlice::len).collect();
         assert_eq!(lens, [10, 20]);
@@ -799,7 +996,7 @@ mod tests {
         driver.chain(&[0, 1, 2], &buffers, 0);
         driver.offer(0);
         let mut ring = driver.ring(PLAIN, Direction::FromGuest);
-        let mut burst = ring.open(&driver.mem).unwrap();
+        let mut burst = ring.open().unwrap();
         assert!(matches!(burst.peek(), Ok(Next::Chain { len: 16, .. })));
         assert_eq!(burst.buffers().len(), 1);
     }
@@ -996,7 +1193,7 @@ mod tests {
         driver.offer(0);
         driver.offer(1);
         let mut ring = driver.ring(PLAIN, Direction::FromGuest);
-        let mut burst = ring.open(&driver.mem).unwrap();
+        let mut burst = ring.open().unwrap();
         assert!(matches!(burst.peek(), Ok(Next::Bad { head: 0, .. })));
         burst.complete(0, 0);
         assert!(matches!(burst.peek(), Ok(Next::Chain { head: 1, .. })));
@@ -1008,7 +1205,7 @@ mod tests {
             let mut driver = Driver::at(8, 21);
             driver.offer(head);
             let mut ring = driver.ring(PLAIN, Direction::FromGuest);
-            let mut burst = ring.open(&driver.mem).unwrap();
+            let mut burst = ring.open().unwrap();
             assert_eq!(
                 burst.peek().unwrap_err(),
                 RingFault::Head {
@@ -1028,7 +1225,7 @@ mod tests {
                 let to = from.wrapping_add(by);
                 driver.set_available(to);
                 let mut ring = driver.ring(PLAIN, Direction::FromGuest);
-                let mut burst = ring.open(&driver.mem).unwrap();
+                let mut burst = ring.open().unwrap();
                 let fault = RingFault::AvailableJump { from, to, size: 8 };
                 assert_eq!(burst.peek().unwrap_err(), fault);
                 assert_eq!(burst.ask_for_kick(), Err(fault));
@@ -1043,8 +1240,7 @@ mod tests {
         driver.describe(0, (GUEST_BUFFERS, 16), 0, 0);
         driver.offer(0);
         let mut ring = driver.ring(PLAIN, Direction::FromGuest);
-        let mem = driver.mem.clone();
-        let mut burst = ring.open(&mem).unwrap();
+        let mut burst = ring.open().unwrap();
         assert!(matches!(burst.peek(), Ok(Next::Chain { .. })));
         burst.complete(0, 0);
         assert!(matches!(burst.peek(), Ok(Next::Nothing)));
@@ -1074,12 +1270,12 @@ mod tests {
     fn work(driver: &mut Driver, ring: &mut GuestRing, count: u16) -> bool {
         for _ in 0..count {
             driver.offer(0);
-            let mut burst = ring.open(&driver.mem).unwrap();
+            let mut burst = ring.open().unwrap();
             assert!(matches!(burst.peek(), Ok(Next::Chain { .. })));
             burst.complete(0, 0);
             burst.publish();
         }
-        ring.open(&driver.mem).unwrap().wants_call()
+        ring.open().unwrap().wants_call()
     }
 
     #[test]
@@ -1147,8 +1343,7 @@ mod tests {
         let mut driver = Driver::new(8);
         driver.describe(0, (GUEST_BUFFERS, 16), 0, 0);
         let mut ring = driver.ring(PLAIN, Direction::FromGuest);
-        let mem = driver.mem.clone();
-        let mut burst = ring.open(&mem).unwrap();
+        let mut burst = ring.open().unwrap();
         burst.refuse_kicks();
         assert_eq!(driver.used_flags(), USED_F_NO_NOTIFY);
         assert_eq!(burst.ask_for_kick(), Ok(false));
@@ -1164,8 +1359,7 @@ mod tests {
             let mut driver = Driver::at(8, start);
             driver.describe(0, (GUEST_BUFFERS, 16), 0, 0);
             let mut ring = driver.ring(EVENT_IDX, Direction::FromGuest);
-            let mem = driver.mem.clone();
-            let mut burst = ring.open(&mem).unwrap();
+            let mut burst = ring.open().unwrap();
             for _ in 0..6 {
                 assert_eq!(burst.ask_for_kick(), Ok(false));
                 let old = driver.available;
@@ -1230,8 +1424,9 @@ mod tests {
             event_idx: true,
             indirect: true,
         };
-        let mut ring = GuestRing::take_up(layout, features, Direction::FromGuest, &mem).unwrap();
-        let mut burst = ring.open(&mem).unwrap();
+        let mut ring =
+            GuestRing::take_up(layout, features, Direction::FromGuest, &Arc::new(mem)).unwrap();
+        let mut burst = ring.open().unwrap();
         let mut found = Vec::new();
         while let Ok(next @ (Next::Chain { head, .. } | Next::Bad { head, .. })) = burst.peek() {
             let len = if let Next::Chain { len, .. } = next {

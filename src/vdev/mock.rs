@@ -69,7 +69,8 @@ impl Driver {
     }
 
     pub fn ring(&self, features: RingFeatures, direction: Direction) -> GuestRing {
-        GuestRing::take_up(self.layout, features, direction, &self.mem).unwrap()
+        let memory = Arc::new(self.mem.clone());
+        GuestRing::take_up(self.layout, features, direction, &memory).unwrap()
     }
 
     pub fn read_u16(&self, at: u64) -> u16 {

@@ -22,6 +22,7 @@ mod relay;
 mod rpmsg;
 mod session;
 mod vring;
+mod words;
 
 pub use backend::{GuestFace, MAX_QUEUE_SIZE};
 pub use device::{GuestQueue, GuestState, Round, Vdev, VdevSnapshot};

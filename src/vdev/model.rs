@@ -197,6 +197,13 @@ fn burst(
             + counters.withheld
     };
     assert!(looked_at(counters) - looked_at(&before) <= share);
+    // Nobody looks again by himself after a burst that moved nothing.
+    if !moved.progress && moved.wants_guest && ended.is_ok() && !guest.is_armed() {
+        match guest.open().expect("it was open just now").ask_for_kick() {
+            Ok(more) => moved.progress = more,
+            Err(fault) => return (moved, Err(fault.into())),
+        }
+    }
     (moved, ended)
 }
 
@@ -237,9 +244,8 @@ fn honest_to_core(setting: Setting, steps: u32) -> u64 {
                 }
             }
             1 if kicked => {
-                let (mem, ram) = (&honest.driver.mem, &firmware.ram);
                 let (moved, ended) = burst(&mut guest, &mut counters, |guest, counters, moved| {
-                    core.relay(guest, mem, ram, counters, moved)
+                    core.relay(guest, counters, moved)
                 });
                 ended.unwrap();
                 assert_eq!(honest.driver.used_index(), guest.position());
@@ -273,7 +279,7 @@ fn honest_to_guest(setting: Setting, steps: u32) -> u64 {
     let mut honest = Honest::new(setting, Direction::ToGuest);
     honest.driver.set_used_event(setting.start);
     let (mut firmware, ring) = Firmware::new(setting.core, BUFFER, 0xa5);
-    let mut core = ToGuest::new(ring, &firmware.ram).unwrap();
+    let mut core = ToGuest::new(ring).unwrap();
     let mut guest = honest.driver.ring(setting.features, Direction::ToGuest);
     let mut counters = Counters::default();
     let mut book = Announcements::default();
@@ -302,9 +308,8 @@ fn honest_to_guest(setting: Setting, steps: u32) -> u64 {
                 }
             }
             1 if kicked => {
-                let (mem, ram) = (&honest.driver.mem, &firmware.ram);
                 let (moved, ended) = burst(&mut guest, &mut counters, |guest, counters, moved| {
-                    core.relay(guest, mem, ram, Some(&mut book), counters, moved)
+                    core.relay(guest, Some(&mut book), counters, moved)
                 });
                 ended.unwrap();
                 assert_eq!(honest.driver.used_index(), guest.position());
@@ -522,7 +527,7 @@ fn hostile(setting: Setting, who: Hostile, bursts: u32) -> (u64, u64) {
                 (firmware.next, firmware.used) = (0, 0);
                 match direction {
                     Direction::FromGuest => up = Some(ToCore::new(ring)),
-                    Direction::ToGuest => down = Some(ToGuest::new(ring, &firmware.ram).unwrap()),
+                    Direction::ToGuest => down = Some(ToGuest::new(ring).unwrap()),
                 }
             }
             for _ in 0..dice.below(12) {
@@ -546,12 +551,11 @@ fn hostile(setting: Setting, who: Hostile, bursts: u32) -> (u64, u64) {
                 }
             }
             let before = (guest_memory(&driver), core_memory(&firmware));
-            let (mem, ram) = (&driver.mem, &firmware.ram);
             let (_, ended) = burst(&mut guest, &mut counters, |guest, counters, moved| {
                 if let Some(core) = &mut up {
-                    core.relay(guest, mem, ram, counters, moved)
+                    core.relay(guest, counters, moved)
                 } else if let Some(core) = &mut down {
-                    core.relay(guest, mem, ram, Some(&mut book), counters, moved)
+                    core.relay(guest, Some(&mut book), counters, moved)
                 } else {
                     Ok(())
                 }

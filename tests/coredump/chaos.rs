@@ -1,7 +1,6 @@
 //! The `chaos` image on the rv32 engine, with nothing around it: no daemon, no guest.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use rprocd::coredump::{Class, Dump, FirmwareId, Registers, Segment, Source, Style};
@@ -46,8 +45,7 @@ pub fn dies_of(command: &str) -> Dead {
 
     let [to_guest, to_core] = plan.vdevs[0].make_rings(&plan.carveouts).unwrap();
     let mut rings = [to_guest, to_core];
-    let ram: Arc<Ram> = plan.carveouts.ram().clone();
-    let mut inbox = rings[0].open(&ram).unwrap();
+    let mut inbox = rings[0].open().unwrap();
     for id in 0..4 {
         inbox.offer(id, 512, true);
     }
@@ -72,7 +70,7 @@ pub fn dies_of(command: &str) -> Dead {
         message.extend(word.to_le_bytes());
     }
     message.extend(command.as_bytes());
-    let mut outbox = rings[1].open(&ram).unwrap();
+    let mut outbox = rings[1].open().unwrap();
     let buffer = outbox.buffer(0).unwrap();
     buffer.write_slice(&message, 0).unwrap();
     outbox.offer(0, u32::try_from(message.len()).unwrap(), false);

@@ -6,7 +6,7 @@
 //! (it asks the IOMMU, in the same place). Where we go another way a comment says so.
 
 use rprocd::engine::scripted::{Journal, Op, Scripted};
-use rprocd::rproc::{CoreState, Holder, Machine};
+use rprocd::rproc::{CoreState, Driver, Holder, Machine};
 
 use super::{
     Noting, crash, dumps, eager, engine, machine, running_engine, table, without_recovery,
@@ -260,7 +260,7 @@ fn with_recovery_enabled_it_follows_by_itself() {
     journal.take();
     machine.report_crash(1, crash("by itself"));
     assert_eq!(machine.state(), CoreState::Crashed);
-    machine.drive(|| false);
+    machine.drive(&Driver::PATIENT);
     assert_eq!(machine.state(), CoreState::Running);
     assert_eq!(
         journal.take(),

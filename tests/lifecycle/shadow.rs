@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use rprocd::engine::Abilities;
 use rprocd::engine::scripted::Op;
-use rprocd::rproc::{Admission, CoreState, Coredumps, Holder, Verb, admit};
+use rprocd::rproc::{Admission, CoreState, Coredumps, Driver, Holder, Verb, admit};
 
 use super::{crash, engine, image, machine, running_engine, table, without_recovery};
 
@@ -284,7 +284,7 @@ proptest! {
                 }
                 Request::PowerOff => {
                     off.store(true, std::sync::atomic::Ordering::SeqCst);
-                    machine.drive(|| false);
+                    machine.drive(&Driver::PATIENT);
                     off.store(false, std::sync::atomic::Ordering::SeqCst);
                 }
             }

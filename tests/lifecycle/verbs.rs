@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use rprocd::engine::scripted::Journal;
 use rprocd::rproc::{
-    Admission, CoreState, Coredumps, Holder, Machine, Policies, RecoveryPolicy, RequestError, Verb,
-    admit,
+    Admission, CoreState, Coredumps, Driver, Holder, Machine, Policies, RecoveryPolicy,
+    RequestError, Verb, admit,
 };
 
 use super::{crash, engine, image, machine, running_engine, table, without_recovery};
@@ -168,9 +168,9 @@ fn a_guest_that_comes_back_does_not_start_a_core_that_is_held() {
     let (mut machine, _) = machine(engine(), policies, Coredumps::disabled());
     machine.start(guest.clone()).unwrap();
     machine.report_crash(1, crash("first"));
-    machine.drive(|| false);
+    machine.drive(&Driver::PATIENT);
     machine.report_crash(2, crash("second"));
-    machine.drive(|| false);
+    machine.drive(&Driver::PATIENT);
     assert!(machine.status().next.unwrap().contains("held after 2"));
     machine.start(guest.clone()).unwrap();
     assert_eq!(machine.state(), CoreState::Crashed);
@@ -179,13 +179,13 @@ fn a_guest_that_comes_back_does_not_start_a_core_that_is_held() {
     machine.start(guest.clone()).unwrap();
     assert_eq!(machine.state(), CoreState::Running);
     machine.report_crash(3, crash("third"));
-    machine.drive(|| false);
+    machine.drive(&Driver::PATIENT);
     assert!(machine.status().next.unwrap().contains("held after 2"));
     // An operator means it.
     machine.start(Holder::Operator).unwrap();
     assert_eq!(machine.holders(), ["operator", "guest of vdev 0"]);
     machine.report_crash(4, crash("fourth"));
-    machine.drive(|| false);
+    machine.drive(&Driver::PATIENT);
     assert_eq!(machine.state(), CoreState::Running);
 }
 
@@ -197,7 +197,7 @@ fn recovery_can_be_switched_while_a_core_is_crashed() {
     assert_eq!(machine.state(), CoreState::Running);
     machine.set_recovery(false).unwrap();
     machine.report_crash(2, crash("again"));
-    machine.drive(|| false);
+    machine.drive(&Driver::PATIENT);
     assert_eq!(machine.state(), CoreState::Crashed);
     assert!(machine.status().next.unwrap().contains("disabled"));
 }

@@ -121,10 +121,11 @@ fn a_firmware_that_spoils_one_vdev_serves_the_guest_of_the_other() {
                 device.turn(ram, honest);
             }
             if spoils.load(Ordering::SeqCst)
-                && let Some(vrings) = &devices[0].vrings
+                && let Some(vrings) = &mut devices[0].vrings
             {
                 for vring in vrings {
                     write(ram, vring.at, &[0xff; RING_LEN as usize]);
+                    vring.own = Some(0xffff);
                     for buffer in vring.buffers.iter().filter(|buffer| **buffer != 0) {
                         write(ram, *buffer, &[0xff; BUFFER as usize]);
                     }

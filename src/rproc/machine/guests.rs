@@ -112,7 +112,7 @@ impl Machine {
 
     /// The memory of a vdev's guest was laid out anew.
     pub fn set_memory(&mut self, vdev: usize, memory: Arc<GuestMemoryMmap>) {
-        self.vdevs[vdev].set_memory(memory);
+        self.vdevs[vdev].set_memory(&memory);
     }
 
     /// Reads a vdev's configuration space, from the core if it is up; zeroes past its end.
@@ -242,7 +242,7 @@ pub(super) fn start_vdev(
     let entry = plan.entry();
     let started = plan
         .make_rings(carveouts)
-        .and_then(|rings| vdev.start(rings, plan.ids(), carveouts.ram()));
+        .and_then(|rings| vdev.start(rings, plan.ids()));
     if let Err(cause) = started {
         error!("{}: cannot be started: {cause}", vdev.label());
         table.write_u8(entry.status_offset(), STATUS_FAILED);

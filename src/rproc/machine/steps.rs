@@ -226,7 +226,7 @@ impl Machine {
             return Ok(());
         };
         for vdev in self.vdevs.iter_mut().rev() {
-            vdev.core_gone(plan.carveouts.ram());
+            vdev.core_gone();
         }
         self.subdevices.stop(plan, crashed);
         stopwatch.lap("stop vdevs");
