@@ -21,6 +21,8 @@ enum Command {
     Demo(xtask::demo::Options),
     /// Format, lints, documentation and every test, those in a VM included
     Test(xtask::test::Options),
+    /// Measure rprocd beside its peers, in one run
+    Bench(xtask::bench::Options),
     /// Run the fuzz targets
     Fuzz(xtask::fuzz::Options),
     /// Say what a loader would do with firmware images; status 1 if one is refused
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo(options) => xtask::demo::run(&options),
         Command::Test(options) => xtask::test::run(&options),
+        Command::Bench(options) => xtask::bench::run(&options),
         Command::Fuzz(options) => xtask::fuzz::run(&options),
         Command::CheckFirmware(options) => xtask::check::run(&options),
         Command::Fw => xtask::firmware::run(),

@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-pub use self::cache::{Cache, tail};
+pub use self::cache::{Cache, command, tail};
 use crate::tools::{self, tool};
 
 /// Names the kit's description, for the VM tests.
@@ -150,6 +150,31 @@ pub fn others() -> Result<PathBuf> {
 /// The same folder, if an earlier run has fetched it.
 pub fn others_if_there() -> Option<PathBuf> {
     others::there(&Cache::open().ok()?)
+}
+
+/// A folder of the cache with `package` and all that it depends on in a folder `tree`, unpacked and
+/// not installed; `finish` adds what is needed to run it. Made once for each suite.
+pub fn unpacked(
+    cache: &Cache,
+    package: &str,
+    finish: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
+    tools::need(&[
+        tool("apt-get", "apt"),
+        tool("dpkg-deb", "dpkg"),
+        tool("tar", "tar"),
+    ])?;
+    let mut apt = apt::Apt::new(cache);
+    let choice = match apt::Choice::load(cache) {
+        Some(choice) => choice,
+        None => apt.choose()?,
+    };
+    cache.piece(&format!("peers/{package}-{}", choice.suite), |folder| {
+        let tree = folder.join("tree");
+        tree::skeleton(&tree)?;
+        apt.unpack_closure(&choice, package, &[package], &tree)?;
+        finish(folder)
+    })
 }
 
 /// Nobody ever sees half of the file.

@@ -1,0 +1,2 @@
+//! rprocd beside its peers, in one run.
+fn main() {}

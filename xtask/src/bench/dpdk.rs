@@ -1,0 +1,57 @@
+//! DPDK's test program, from Debian's packages.
+//!
+//! What belongs here: getting the program, its flags for an echo, and hugepages for it. What does
+//! not: driving it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::kit::{Cache, command, unpacked};
+use crate::tools;
+
+const PROGRAM: &str = "dpdk-testpmd";
+
+/// Runs the tree's program on any machine, with the tree's own loader, libraries and drivers.
+const WRAPPER: &str = r#"#!/bin/sh
+# Made by `cargo xtask bench`.
+tree=$(dirname "$(readlink -f "$0")")/tree
+libraries=$tree/usr/lib/x86_64-linux-gnu
+exec "$tree/usr/lib64/ld-linux-x86-64.so.2" --library-path "$libraries" \
+	"$tree/usr/bin/dpdk-testpmd" "$@"
+"#;
+
+/// The program, unpacked if that was not done before.
+pub fn binary(cache: &Cache) -> Result<PathBuf> {
+    if let Some(program) = tools::find(PROGRAM) {
+        return Ok(program);
+    }
+    let folder = unpacked(cache, "dpdk", |folder| {
+        let wrapper = folder.join(PROGRAM);
+        fs::write(&wrapper, WRAPPER)?;
+        fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755))?;
+        examine(&wrapper)
+    })?;
+    Ok(folder.join(PROGRAM))
+}
+
+/// Asks it.
+fn examine(program: &Path) -> Result<()> {
+    let version = command(program)
+        .args(["--no-huge", "--no-pci", "-m", "64", "--version"])
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {}", program.display()))?;
+    let text = [version.stdout, version.stderr].concat();
+    let text = String::from_utf8_lossy(&text);
+    ensure!(
+        text.contains("EAL: RTE Version"),
+        "{} does not run: {}",
+        program.display(),
+        text.trim()
+    );
+    Ok(())
+}
