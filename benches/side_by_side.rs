@@ -1,2 +1,113 @@
 //! rprocd beside its peers, in one run.
-fn main() {}
+#![allow(
+    missing_docs,
+    dead_code,
+    clippy::unwrap_used,
+    reason = "a benchmark, and the folders that it shares with the tests"
+)]
+
+#[path = "side_by_side/contest.rs"]
+mod contest;
+#[path = "../tests/firmware/elf_builder.rs"]
+mod elf_builder;
+#[path = "side_by_side/floor.rs"]
+mod floor;
+#[path = "../tests/frontend/mod.rs"]
+mod frontend;
+#[path = "side_by_side/guest.rs"]
+mod guest;
+#[path = "side_by_side/memory.rs"]
+mod memory;
+#[path = "side_by_side/native.rs"]
+mod native;
+#[path = "side_by_side/peer.rs"]
+mod peer;
+#[path = "side_by_side/rounds.rs"]
+mod rounds;
+#[path = "side_by_side/serve.rs"]
+mod serve;
+#[path = "../tests/firmware/table_builder.rs"]
+mod table_builder;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+
+use contest::{Kind, Programs};
+
+#[derive(Parser, Debug)]
+struct Arguments {
+    /// Be a contestant: its kind, its socket, and what it wants besides
+    #[arg(long, num_args = 1.., value_name = "WORD")]
+    serve: Vec<String>,
+    /// Where DPDK's testpmd is
+    #[arg(long)]
+    dpdk: Option<PathBuf>,
+    /// The host has hugepages for it
+    #[arg(long)]
+    hugepages: bool,
+    /// Where vhost-device-vsock is
+    #[arg(long)]
+    vsock: Option<PathBuf>,
+    /// Measure only these contestants
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// In about two minutes
+    #[arg(long)]
+    quick: bool,
+    /// Where the results go, as JSON
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// What `cargo bench` adds
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = if arguments.serve.is_empty() {
+        measure(&arguments)
+    } else {
+        serve::serve(&arguments.serve)
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("side_by_side: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(arguments: &Arguments) -> Result<(), String> {
+    let only = |kind: &Kind| {
+        arguments.only.is_empty() || arguments.only.iter().any(|word| word == kind.word())
+    };
+    let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(only).collect();
+    if kinds.is_empty() {
+        let words = Kind::ALL.map(Kind::word).join(", ");
+        return Err(format!("there is no such contestant; there are {words}"));
+    }
+    let programs = Programs {
+        dpdk: arguments.dpdk.clone(),
+        hugepages: arguments.hugepages,
+        vsock: arguments.vsock.clone(),
+        echo: frontend::process::firmware_dir().join("echo.elf"),
+    };
+    let plan = if arguments.quick {
+        rounds::Plan {
+            samples: 5,
+            limit: Duration::from_secs(75),
+            time: Duration::from_millis(60),
+        }
+    } else {
+        rounds::Plan {
+            samples: 9,
+            limit: Duration::from_secs(400),
+            time: Duration::from_millis(150),
+        }
+    };
+    rounds::run(&kinds, &programs, plan)
+}

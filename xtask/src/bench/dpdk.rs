@@ -14,14 +14,23 @@ use crate::kit::{Cache, command, unpacked};
 use crate::tools;
 
 const PROGRAM: &str = "dpdk-testpmd";
+/// It is with the tools for developers. The drivers' names end in the version of their interface.
+const PACKAGES: [&str; 3] = [
+    "dpdk-dev",
+    "^librte-net-vhost[0-9]+$",
+    "^librte-mempool-ring[0-9]+$",
+];
 
 /// Runs the tree's program on any machine, with the tree's own loader, libraries and drivers.
 const WRAPPER: &str = r#"#!/bin/sh
 # Made by `cargo xtask bench`.
 tree=$(dirname "$(readlink -f "$0")")/tree
 libraries=$tree/usr/lib/x86_64-linux-gnu
+for drivers in "$libraries"/dpdk/pmds-*; do
+	:
+done
 exec "$tree/usr/lib64/ld-linux-x86-64.so.2" --library-path "$libraries" \
-	"$tree/usr/bin/dpdk-testpmd" "$@"
+	"$tree/usr/bin/dpdk-testpmd" -d "$drivers" "$@"
 "#;
 
 /// The program, unpacked if that was not done before.
@@ -29,7 +38,7 @@ pub fn binary(cache: &Cache) -> Result<PathBuf> {
     if let Some(program) = tools::find(PROGRAM) {
         return Ok(program);
     }
-    let folder = unpacked(cache, "dpdk", |folder| {
+    let folder = unpacked(cache, "dpdk", &PACKAGES, |folder| {
         let wrapper = folder.join(PROGRAM);
         fs::write(&wrapper, WRAPPER)?;
         fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755))?;
@@ -40,18 +49,17 @@ pub fn binary(cache: &Cache) -> Result<PathBuf> {
 
 /// Asks it.
 fn examine(program: &Path) -> Result<()> {
-    let version = command(program)
-        .args(["--no-huge", "--no-pci", "-m", "64", "--version"])
+    let prefix = format!("--file-prefix=examine{}", std::process::id());
+    let help = command(program)
+        .args(["--no-huge", "--no-pci", "-m", "64", &prefix, "--", "--help"])
         .stdin(Stdio::null())
         .output()
         .with_context(|| format!("cannot run {}", program.display()))?;
-    let text = [version.stdout, version.stderr].concat();
-    let text = String::from_utf8_lossy(&text);
     ensure!(
-        text.contains("EAL: RTE Version"),
+        help.status.success(),
         "{} does not run: {}",
         program.display(),
-        text.trim()
+        String::from_utf8_lossy(&help.stderr).trim()
     );
     Ok(())
 }

@@ -152,11 +152,12 @@ pub fn others_if_there() -> Option<PathBuf> {
     others::there(&Cache::open().ok()?)
 }
 
-/// A folder of the cache with `package` and all that it depends on in a folder `tree`, unpacked and
-/// not installed; `finish` adds what is needed to run it. Made once for each suite.
+/// A folder of the cache with `packages` and all that they depend on in a folder `tree`, unpacked
+/// and not installed; `finish` adds what is needed to run them. Made once for each suite.
 pub fn unpacked(
     cache: &Cache,
-    package: &str,
+    name: &str,
+    packages: &[&str],
     finish: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<PathBuf> {
     tools::need(&[
@@ -169,10 +170,10 @@ pub fn unpacked(
         Some(choice) => choice,
         None => apt.choose()?,
     };
-    cache.piece(&format!("peers/{package}-{}", choice.suite), |folder| {
+    cache.piece(&format!("peers/{name}-{}", choice.suite), |folder| {
         let tree = folder.join("tree");
         tree::skeleton(&tree)?;
-        apt.unpack_closure(&choice, package, &[package], &tree)?;
+        apt.unpack_closure(&choice, name, packages, &tree)?;
         finish(folder)
     })
 }
