@@ -28,6 +28,8 @@ mod rounds;
 mod serve;
 #[path = "../tests/firmware/table_builder.rs"]
 mod table_builder;
+#[path = "side_by_side/vsock.rs"]
+mod vsock;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -54,6 +56,12 @@ struct Arguments {
     /// Measure only these contestants
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// Measure only with so many in flight
+    #[arg(long, value_delimiter = ',')]
+    depth: Vec<u64>,
+    /// Measure only guests that wait like this: polled, lingering, asleep
+    #[arg(long, value_delimiter = ',')]
+    wait: Vec<String>,
     /// In about two minutes
     #[arg(long)]
     quick: bool,
@@ -109,5 +117,9 @@ fn measure(arguments: &Arguments) -> Result<(), String> {
             time: Duration::from_millis(150),
         }
     };
-    rounds::run(&kinds, &programs, plan)
+    let wanted = |cell: &rounds::Cell| {
+        (arguments.depth.is_empty() || arguments.depth.contains(&cell.depth))
+            && (arguments.wait.is_empty() || arguments.wait.iter().any(|it| it == cell.wait.word()))
+    };
+    rounds::run(&kinds, &programs, plan, wanted)
 }

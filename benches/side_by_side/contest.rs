@@ -11,6 +11,7 @@ use crate::floor;
 use crate::guest::{Counts, Echo, Guest, Header, Wait};
 use crate::peer::{Peer, Usage, busy};
 use crate::serve::Manner;
+use crate::vsock::{self, VsockGuest};
 
 /// Others may use so much of a CPU during a sample that counts.
 pub const QUIET: f64 = 0.15;
@@ -143,7 +144,25 @@ impl Contestant {
                 peer.wait_for(&socket)?;
                 (peer, Box::new(Guest::connect(&socket, Header::Net)?))
             }
-            Kind::Vsock => return Err("not there yet".to_owned()),
+            Kind::Vsock => {
+                let program = programs.vsock.as_ref().ok_or("it is not installed")?;
+                let ourselves = std::env::current_exe().map_err(|error| error.to_string())?;
+                let host = folder.join("vsock-host");
+                let echo = folder.join(format!("vsock-host_{}", vsock::PORT));
+                let mut stream = Command::new(ourselves);
+                stream.arg("--serve").arg("stream").arg(&echo);
+                let mut device = Command::new(program);
+                let vm = format!(
+                    "guest-cid={},socket={text},uds-path={},queue-size=256",
+                    vsock::GUEST_CID,
+                    host.display()
+                );
+                device.args(["--vm", &vm]).stderr(Stdio::null());
+                let mut peer = Peer::start(vec![stream, device])?;
+                peer.wait_for(&echo)?;
+                peer.wait_for(&socket)?;
+                (peer, Box::new(VsockGuest::connect(&socket)?))
+            }
         };
         let mut contestant = Self {
             kind,
@@ -284,7 +303,7 @@ fn testpmd(programs: &Programs, socket: &str) -> Result<Command, String> {
         .args(["--forward-mode=io", "--port-topology=loop", "--auto-start"])
         .args([
             "--total-num-mbufs=8192",
-            "--no-lsc-interrupt",
+            "--disable-link-check",
             "--stats-period=3600",
         ])
         .stderr(Stdio::null());

@@ -153,11 +153,7 @@ impl Echo {
             let (source, len) = self.tx.descriptor(from);
             let (place, _) = self.rx.descriptor(to);
             let (source, place) = (offset_of(source), offset_of(place));
-            self.memory.copy(source, place, len as usize);
-            let mut addresses = [0; 8];
-            self.memory.read(place, &mut addresses);
-            addresses.rotate_left(4);
-            self.memory.write(place, &addresses);
+            self.memory.copy_swapped(source, place, len as usize);
             self.rx.set_used(self.at, to, len);
             self.tx.set_used(self.at, from, 0);
             self.at = self.at.wrapping_add(1);

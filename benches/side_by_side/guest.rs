@@ -15,14 +15,16 @@ use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatu
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VringConfigData};
 
-use crate::memory::{ENTRIES, Memory, PAYLOAD, Ring, WORDS, buffer, crossed, event, guest_address};
+use crate::memory::{ENTRIES, Memory, Model, Ring, buffer, crossed, event, guest_address};
 
 /// From one buffer to the next.
 pub const STRIDE: usize = 512;
+/// Bytes of a header.
+const HEADER: usize = 16;
 /// So many messages are made available, or taken, at a time.
 const BURST: u16 = 32;
 /// How long nothing at all may happen.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a guest that lingers looks before it sleeps.
 pub const LINGER: Duration = Duration::from_micros(50);
 
@@ -41,6 +43,17 @@ pub enum Wait {
     Asleep,
 }
 
+impl Wait {
+    /// The word for it on the command line and in the results.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Polled => "polled",
+            Self::Lingering => "lingering",
+            Self::Asleep => "asleep",
+        }
+    }
+}
+
 /// What a peer wants before the payload and writes there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Header {
@@ -54,30 +67,22 @@ const LOCAL: u32 = 1030;
 const REMOTE: u32 = 1024;
 
 impl Header {
-    fn sent(self, len: usize) -> [u8; PAYLOAD] {
-        let mut bytes = [0; PAYLOAD];
-        match self {
-            Self::Rpmsg => {
-                bytes[..4].copy_from_slice(&LOCAL.to_le_bytes());
-                bytes[4..8].copy_from_slice(&REMOTE.to_le_bytes());
-                bytes[12..14].copy_from_slice(&((len - PAYLOAD) as u16).to_le_bytes());
-            }
-            Self::Net => bytes[12..].copy_from_slice(&[2, 0, 0, 7]),
-        }
-        bytes
+    fn sent(self, len: usize) -> Model {
+        self.model(LOCAL, REMOTE, len)
     }
 
-    fn received(self, len: usize) -> [u8; PAYLOAD] {
-        let mut bytes = self.sent(len);
-        match self {
-            Self::Rpmsg => {
-                bytes[..4].copy_from_slice(&REMOTE.to_le_bytes());
-                bytes[4..8].copy_from_slice(&LOCAL.to_le_bytes());
-            }
-            // The number of buffers that the frame is in.
-            Self::Net => bytes[10] = 1,
-        }
-        bytes
+    fn received(self, len: usize) -> Model {
+        self.model(REMOTE, LOCAL, len)
+    }
+
+    fn model(self, source: u32, destination: u32, len: usize) -> Model {
+        let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+        Model::new(match self {
+            Self::Rpmsg => [pair(source, destination), pair(0, (len - HEADER) as u32)],
+            // Zeroes, and where the frame goes. The number of buffers that it is in is left zero as
+            // well by a device that was not asked to merge any.
+            Self::Net => [0, 0x0700_0002 << 32],
+        })
     }
 }
 
@@ -230,10 +235,9 @@ struct Driver {
     tx: Ring,
     /// Bytes in each message, its header included.
     size: usize,
-    sent_header: [u8; PAYLOAD],
-    received_header: [u8; PAYLOAD],
     header: Header,
-    pattern: [u64; WORDS],
+    sending: Model,
+    receiving: Model,
     sent: u64,
     received: u64,
     rx_avail: u16,
@@ -263,7 +267,8 @@ impl Guest {
             _frontend: Some(frontend),
             driver,
         };
-        guest.kick_rx()?;
+        guest.give_buffers();
+        guest.kick()?;
         Ok(guest)
     }
 
@@ -275,7 +280,8 @@ impl Guest {
             _frontend: None,
             driver,
         };
-        guest.kick_rx()?;
+        guest.give_buffers();
+        guest.kick()?;
         Ok(guest)
     }
 
@@ -313,13 +319,7 @@ impl Guest {
             .tx
             .avail_index
             .store(driver.tx_avail, Ordering::Release);
-        fence(Ordering::SeqCst);
-        let event = driver.tx.avail_event.load(Ordering::Relaxed);
-        if crossed(event, driver.tx_avail, driver.tx_kicked) {
-            driver.counts.kicks += 1;
-            kick(&self.rings.kicks[TX])?;
-        }
-        driver.tx_kicked = driver.tx_avail;
+        self.kick()?;
         Ok(count)
     }
 
@@ -328,19 +328,31 @@ impl Guest {
     fn receive(&mut self) -> Result<u16, String> {
         let came = self.driver.take(&self.rings.memory)?;
         if came != 0 {
-            self.kick_rx()?;
+            self.give_buffers();
         }
         Ok(came)
     }
 
     #[inline]
-    fn kick_rx(&mut self) -> Result<(), String> {
+    fn give_buffers(&mut self) {
         let driver = &mut self.driver;
         driver
             .rx
             .avail_index
             .store(driver.rx_avail, Ordering::Release);
+    }
+
+    /// Kicks for all that was made available since the last time, where that is wanted.
+    #[inline]
+    fn kick(&mut self) -> Result<(), String> {
         fence(Ordering::SeqCst);
+        let driver = &mut self.driver;
+        let event = driver.tx.avail_event.load(Ordering::Relaxed);
+        if crossed(event, driver.tx_avail, driver.tx_kicked) {
+            driver.counts.kicks += 1;
+            kick(&self.rings.kicks[TX])?;
+        }
+        driver.tx_kicked = driver.tx_avail;
         let event = driver.rx.avail_event.load(Ordering::Relaxed);
         if crossed(event, driver.rx_avail, driver.rx_kicked) {
             driver.counts.kicks += 1;
@@ -355,12 +367,15 @@ impl Guest {
     }
 
     fn wait(&mut self, wait: Wait) -> Result<(), String> {
+        if self.driver.rx_kicked != self.driver.rx_avail {
+            self.kick()?;
+        }
         match wait {
             Wait::Polled => self
-                .look(PATIENCE)
+                .look(PATIENCE, 1 << 14)
                 .then_some(())
                 .ok_or_else(|| self.nothing()),
-            Wait::Lingering if self.look(LINGER) => Ok(()),
+            Wait::Lingering if self.look(LINGER, 64) => Ok(()),
             Wait::Lingering => {
                 let slept = self.sleep();
                 let rx = &self.driver.rx;
@@ -372,12 +387,12 @@ impl Guest {
         }
     }
 
-    /// Looks at the ring for so long; whether something came.
-    fn look(&self, limit: Duration) -> bool {
+    /// Looks at the ring for so long, and yields after so many looks; whether something came.
+    fn look(&self, limit: Duration, looks: u32) -> bool {
         let mut begun = None;
         loop {
             // Time and the scheduler are asked rarely: each costs more than many looks.
-            for _ in 0..64 {
+            for _ in 0..looks {
                 if self.is_ready() {
                     return true;
                 }
@@ -461,7 +476,8 @@ impl Echo for Guest {
     }
 }
 
-fn kick(fd: &OwnedFd) -> Result<(), String> {
+/// Adds one to an eventfd.
+pub fn kick(fd: &OwnedFd) -> Result<(), String> {
     match rustix::io::write(fd, &1_u64.to_ne_bytes()) {
         // Full: it was not looked at for long, and will be.
         Ok(_) | Err(rustix::io::Errno::AGAIN) => Ok(()),
@@ -470,7 +486,7 @@ fn kick(fd: &OwnedFd) -> Result<(), String> {
 }
 
 /// What an eventfd has counted since the last time.
-fn taken(fd: &OwnedFd) -> u64 {
+pub fn taken(fd: &OwnedFd) -> u64 {
     let mut count = [0; 8];
     match rustix::io::read(fd, &mut count) {
         Ok(_) => u64::from_ne_bytes(count),
@@ -484,13 +500,9 @@ impl Driver {
             rx: rings.rings[RX],
             tx: rings.rings[TX],
             size: 0,
-            sent_header: [0; PAYLOAD],
-            received_header: [0; PAYLOAD],
             header,
-            // Different in each word, and nowhere zero.
-            pattern: std::array::from_fn(|index| {
-                0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(2 * index as u64 + 1)
-            }),
+            sending: header.sent(STRIDE),
+            receiving: header.received(STRIDE),
             sent: 0,
             received: 0,
             rx_avail: 0,
@@ -514,9 +526,9 @@ impl Driver {
     }
 
     fn set_size(&mut self, size: usize) {
-        self.size = size.clamp(PAYLOAD, STRIDE);
-        self.sent_header = self.header.sent(self.size);
-        self.received_header = self.header.received(self.size);
+        self.size = size.clamp(HEADER, STRIDE);
+        self.sending = self.header.sent(self.size);
+        self.receiving = self.header.received(self.size);
         for id in 0..ENTRIES {
             let tx = guest_address(buffer(TX, id, STRIDE));
             self.tx.set_descriptor(id, tx, self.size as u32, false);
@@ -524,7 +536,7 @@ impl Driver {
     }
 
     fn words(&self) -> usize {
-        (self.size - PAYLOAD) / 8
+        self.size / 8
     }
 
     /// Something to take, or to send with after there was too little of it.
@@ -548,8 +560,7 @@ impl Driver {
         for _ in 0..count {
             let id = self.free[usize::from(self.tx_avail % ENTRIES)];
             let at = buffer(TX, id, STRIDE);
-            memory.write(at, &self.sent_header);
-            memory.write_payload(at + PAYLOAD, &self.pattern, words, self.sent);
+            memory.write_message(at, &self.sending, words, self.sent);
             self.tx.set_avail(self.tx_avail, id);
             self.tx_avail = self.tx_avail.wrapping_add(1);
             self.sent += 1;
@@ -590,14 +601,10 @@ impl Driver {
             let (id, len) = self.rx.used(self.rx_used);
             let id = id as u16 % ENTRIES;
             let at = buffer(RX, id, STRIDE);
-            let mut header = [0; PAYLOAD];
-            memory.read(at, &mut header);
-            let add = self.received;
             if len as usize != self.size
-                || header != self.received_header
-                || !memory.has_payload(at + PAYLOAD, &self.pattern, words, add)
+                || !memory.has_message(at, &self.receiving, words, self.received)
             {
-                return Err(self.wrong(memory, at, len, header));
+                return Err(self.wrong(memory, at, len));
             }
             self.received += 1;
             self.rx_used = self.rx_used.wrapping_add(1);
@@ -608,14 +615,16 @@ impl Driver {
     }
 
     #[cold]
-    fn wrong(&self, memory: &Memory, at: usize, len: u32, header: [u8; PAYLOAD]) -> String {
-        let mut first = [0; 8];
-        memory.read(at + PAYLOAD, &mut first);
-        let number = u64::from_le_bytes(first).wrapping_sub(self.pattern[0]);
+    fn wrong(&self, memory: &Memory, at: usize, len: u32) -> String {
+        let mut bytes = [0; 24];
+        memory.read(at, &mut bytes);
+        let (header, first) = bytes.split_at(HEADER);
+        let first = first.try_into().map(u64::from_le_bytes);
+        let number = self.receiving.number_of(first.unwrap_or_default());
         format!(
-            "answer {} is wrong: {len} bytes for {} sent, header {header:02x?} (expected \
-             {:02x?}), and by its first word it is answer {number}",
-            self.received, self.size, self.received_header
+            "answer {} is wrong: {len} bytes for {} sent, header {header:02x?}, and by its first \
+             word it is answer {number}",
+            self.received, self.size
         )
     }
 }

@@ -37,16 +37,15 @@ const AVAIL: usize = 0x1000;
 const USED: usize = 0x2000;
 /// The first buffer.
 const BUFFERS: usize = 0x1_0000;
-/// Words in a message of full length.
-pub const WORDS: usize = 62;
-/// The payload begins there in a buffer; on a multiple of 8 for all peers.
-pub const PAYLOAD: usize = 16;
+/// Words in a message of full length, its header included.
+pub const WORDS: usize = 64;
 
 /// A guest's memory: mapped once and for ever.
 #[derive(Clone, Copy)]
 pub struct Memory {
     file: &'static File,
     start: *mut u8,
+    wide: bool,
 }
 
 // SAFETY: `start` is the start of a shared mapping of SIZE bytes that is never unmapped; any thread
@@ -84,6 +83,7 @@ impl Memory {
         Ok(Self {
             file: Box::leak(Box::new(file)),
             start: region.as_ptr(),
+            wide: has_wide_registers(),
         })
     }
 
@@ -159,38 +159,37 @@ impl Memory {
         }
     }
 
-    /// Writes a payload of `words` words at `offset`: word `i` is `pattern[i] + add`.
+    /// Writes a message of `words` words to a buffer: the model's, with `number` added to each that
+    /// carries it.
     #[inline]
-    pub fn write_payload(&self, offset: usize, pattern: &[u64; WORDS], words: usize, add: u64) {
-        let start = self.at(offset, 8 * words).cast::<u64>();
-        for (index, word) in pattern.iter().take(words).enumerate() {
-            let to = start.wrapping_add(index);
-            // SAFETY: `write_unaligned` wants memory that may be written to: `at` has checked that
-            // `words` words from `offset` on are in the mapping, and the ring says that the peer
-            // has nothing to do with this buffer until it is made available.
-            unsafe { to.write_unaligned(word.wrapping_add(add)) };
+    pub fn write_message(&self, offset: usize, model: &Model, words: usize, number: u64) {
+        let words = words.min(WORDS);
+        let to = self.at(offset, 8 * words).cast();
+        if self.wide {
+            // SAFETY: `write_wide` wants a CPU with AVX-512, which was looked for; and what `write`
+            // wants, which follows from `at`: `words` words from `offset` on are in the mapping,
+            // and the ring says that the peer has nothing to do with this buffer until it is
+            // made available.
+            unsafe { write_wide(to, model, words, number) }
+        } else {
+            // SAFETY: as above.
+            unsafe { write(to, model, words, number) }
         }
     }
 
-    /// Is this payload there? See [`Memory::write_payload`].
+    /// Is this message there? See [`Memory::write_message`].
     #[inline]
-    pub fn has_payload(
-        &self,
-        offset: usize,
-        pattern: &[u64; WORDS],
-        words: usize,
-        add: u64,
-    ) -> bool {
-        let start = self.at(offset, 8 * words).cast::<u64>();
-        let mut different = 0;
-        for (index, word) in pattern.iter().take(words).enumerate() {
-            let from = start.wrapping_add(index);
-            // SAFETY: `read_unaligned` wants memory that may be read: as for `write_payload`; the
-            // peer has given the buffer back, and that was read with acquire ordering.
-            let found = unsafe { from.read_unaligned() };
-            different |= found ^ word.wrapping_add(add);
+    pub fn has_message(&self, offset: usize, model: &Model, words: usize, number: u64) -> bool {
+        let words = words.min(WORDS);
+        let from = self.at(offset, 8 * words).cast();
+        if self.wide {
+            // SAFETY: as for `write_message`; the peer has given the buffer back, and that was
+            // read with acquire ordering.
+            unsafe { is_there_wide(from, model, words, number) }
+        } else {
+            // SAFETY: as above.
+            unsafe { is_there(from, model, words, number) }
         }
-        different == 0
     }
 
     /// Copies out.
@@ -208,15 +207,117 @@ impl Memory {
         unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
     }
 
-    /// Copies from one buffer to another.
+    /// Copies from one buffer to another, with the first two words of 32 bits swapped.
     #[inline]
-    pub fn copy(&self, from: usize, to: usize, len: usize) {
-        assert!(from.abs_diff(to) >= len, "buffers overlap");
+    pub fn copy_swapped(&self, from: usize, to: usize, len: usize) {
+        assert!(len >= 8 && from.abs_diff(to) >= len, "buffers overlap");
         let (from, to) = (self.at(from, len), self.at(to, len));
-        // SAFETY: `copy_nonoverlapping` wants two spans of this length that do not overlap: all
+        // SAFETY: `copy_to_nonoverlapping` wants two spans of this length that do not overlap: all
         // of that was just checked.
-        unsafe { from.copy_to_nonoverlapping(to, len) }
+        unsafe { from.copy_to_nonoverlapping(to, len) };
+        // SAFETY: `read_unaligned` wants 8 bytes that may be read, and there are `len`.
+        let addresses = unsafe { from.cast::<u64>().read_unaligned() };
+        // SAFETY: `write_unaligned` wants 8 bytes that may be written to, and there are `len`.
+        unsafe { to.cast::<u64>().write_unaligned(addresses.rotate_left(32)) };
     }
+}
+
+/// What messages look like.
+#[derive(Clone, Debug)]
+#[repr(align(64))]
+pub struct Model {
+    words: [u64; WORDS],
+    /// All ones where the message's number is added.
+    numbered: [u64; WORDS],
+}
+
+impl Model {
+    /// One that begins with these words, which do not change, and goes on with words that are all
+    /// different and all carry the number.
+    pub fn new(header: [u64; 2]) -> Self {
+        let fixed = header.len();
+        Self {
+            words: std::array::from_fn(|index| {
+                let word = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(2 * index as u64 + 1);
+                header.get(index).copied().unwrap_or(word)
+            }),
+            numbered: std::array::from_fn(|index| if index < fixed { 0 } else { u64::MAX }),
+        }
+    }
+
+    #[inline(always)]
+    fn word(&self, index: usize, number: u64) -> u64 {
+        self.words[index].wrapping_add(self.numbered[index] & number)
+    }
+
+    /// By its first numbered word, which message is it?
+    pub fn number_of(&self, word: u64) -> u64 {
+        word.wrapping_sub(self.words[2])
+    }
+}
+
+/// # Safety
+/// `words` words from `to` on may be written to.
+#[inline(always)]
+unsafe fn write(to: *mut u64, model: &Model, words: usize, number: u64) {
+    let put = |index| {
+        let to = to.wrapping_add(index);
+        // SAFETY: `write_unaligned` wants a word that may be written to; the caller has said so.
+        unsafe { to.write_unaligned(model.word(index, number)) }
+    };
+    // The usual length is known to the compiler.
+    if words == WORDS {
+        (0..WORDS).for_each(put);
+    } else {
+        (0..words.min(WORDS)).for_each(put);
+    }
+}
+
+/// # Safety
+/// As [`write`], on a CPU with AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn write_wide(to: *mut u64, model: &Model, words: usize, number: u64) {
+    // SAFETY: the caller has promised all that `write` wants.
+    unsafe { write(to, model, words, number) }
+}
+
+/// # Safety
+/// `words` words from `from` on may be read.
+#[inline(always)]
+unsafe fn is_there(from: *const u64, model: &Model, words: usize, number: u64) -> bool {
+    let difference = |index| {
+        let from = from.wrapping_add(index);
+        // SAFETY: `read_unaligned` wants a word that may be read; the caller has said so.
+        let found = unsafe { from.read_unaligned() };
+        found ^ model.word(index, number)
+    };
+    let either = |one: u64, other: u64| one | other;
+    if words == WORDS {
+        (0..WORDS).map(difference).fold(0, either) == 0
+    } else {
+        (0..words.min(WORDS)).map(difference).fold(0, either) == 0
+    }
+}
+
+/// # Safety
+/// As [`is_there`], on a CPU with AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn is_there_wide(from: *const u64, model: &Model, words: usize, number: u64) -> bool {
+    // SAFETY: the caller has promised all that `is_there` wants.
+    unsafe { is_there(from, model, words, number) }
+}
+
+/// There are no such CPUs of this kind.
+#[cfg(not(target_arch = "x86_64"))]
+use {is_there as is_there_wide, write as write_wide};
+
+fn has_wide_registers() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx512f");
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
 }
 
 /// Where buffer `index` of a ring is in a guest's memory.

@@ -107,7 +107,12 @@ impl Found {
 }
 
 /// Measures, and prints what was found.
-pub fn run(kinds: &[Kind], programs: &Programs, plan: Plan) -> Result<(), String> {
+pub fn run(
+    kinds: &[Kind],
+    programs: &Programs,
+    plan: Plan,
+    wanted: impl Fn(&Cell) -> bool,
+) -> Result<(), String> {
     let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
     stay_on(OUR_CPU)?;
     let mut found = Found::default();
@@ -139,6 +144,7 @@ pub fn run(kinds: &[Kind], programs: &Programs, plan: Plan) -> Result<(), String
     let begun = Instant::now();
     let mut round = 0;
     let mut cells = cells(&contestants);
+    cells.retain(wanted);
     loop {
         let enough = |cell: &Cell| {
             let samples = found.quiet.get(cell).map_or(0, Vec::len);
