@@ -24,6 +24,8 @@ mod native;
 mod peer;
 #[path = "side_by_side/rounds.rs"]
 mod rounds;
+#[path = "side_by_side/scaling.rs"]
+mod scaling;
 #[path = "side_by_side/serve.rs"]
 mod serve;
 #[path = "../tests/firmware/table_builder.rs"]
@@ -53,6 +55,9 @@ struct Arguments {
     /// Where vhost-device-vsock is
     #[arg(long)]
     vsock: Option<PathBuf>,
+    /// Measure only many vdevs in one process
+    #[arg(long)]
+    scaling: bool,
     /// Measure only these contestants
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -90,6 +95,11 @@ fn main() -> ExitCode {
 }
 
 fn measure(arguments: &Arguments) -> Result<(), String> {
+    if arguments.scaling {
+        peer::stay_on(peer::OUR_CPU)?;
+        let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+        return scaling::run(folder.path(), arguments.quick).map(drop);
+    }
     let only = |kind: &Kind| {
         arguments.only.is_empty() || arguments.only.iter().any(|word| word == kind.word())
     };
@@ -121,5 +131,16 @@ fn measure(arguments: &Arguments) -> Result<(), String> {
         (arguments.depth.is_empty() || arguments.depth.contains(&cell.depth))
             && (arguments.wait.is_empty() || arguments.wait.iter().any(|it| it == cell.wait.word()))
     };
-    rounds::run(&kinds, &programs, plan, wanted)
+    let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let mut results = rounds::run(&kinds, &programs, plan, wanted, folder.path())?;
+    results["hugepages"] = arguments.hugepages.into();
+    if arguments.only.is_empty() && arguments.wait.is_empty() && arguments.depth.is_empty() {
+        results["scaling"] = scaling::run(folder.path(), arguments.quick)?;
+    }
+    if let Some(path) = &arguments.json {
+        let text = serde_json::to_vec_pretty(&results).map_err(|error| error.to_string())?;
+        std::fs::write(path, text)
+            .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+    }
+    Ok(())
 }

@@ -4,7 +4,10 @@
 //! taken.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
 
 use crate::contest::{Contestant, Kind, Programs, QUIET, Sample};
 use crate::floor::Yardstick;
@@ -100,6 +103,39 @@ impl Found {
         }
     }
 
+    fn json(&self) -> Value {
+        let mut cells: Vec<&Cell> = self.quiet.keys().chain(self.noisy.keys()).collect();
+        cells.sort();
+        cells.dedup();
+        let cell = |cell: &Cell| {
+            let (samples, quiet) = self.samples(cell);
+            let middle =
+                |figure: fn(&Sample) -> f64| spread(samples.iter().map(figure)).map(|it| it[1]);
+            let ns = self.spread(cell, |sample| sample.ns);
+            json!({
+                "contestant": cell.kind.word(),
+                "wait": cell.wait.word(),
+                "in_flight": cell.depth,
+                "size": cell.size,
+                "ns": ns,
+                "messages_a_second": ns.map(|[_, middle, _]| 1e9 / middle),
+                "round_trip_ns": [
+                    middle(|sample| sample.trips[0]),
+                    middle(|sample| sample.trips[1]),
+                    middle(|sample| sample.trips[2]),
+                ],
+                "kicks": middle(|sample| sample.kicks),
+                "calls": middle(|sample| sample.calls),
+                "switches": middle(|sample| sample.switches),
+                "cpu_seconds_a_million": middle(|sample| sample.cpu),
+                "peers_cpu_seconds_a_million": middle(|sample| sample.peers_cpu),
+                "samples": samples.len(),
+                "quiet": quiet,
+            })
+        };
+        cells.into_iter().map(cell).collect()
+    }
+
     /// Lowest, middle and highest of one figure.
     pub fn spread(&self, cell: &Cell, figure: impl Fn(&Sample) -> f64) -> Option<[f64; 3]> {
         spread(self.samples(cell).0.iter().map(figure))
@@ -112,8 +148,8 @@ pub fn run(
     programs: &Programs,
     plan: Plan,
     wanted: impl Fn(&Cell) -> bool,
-) -> Result<(), String> {
-    let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+    folder: &Path,
+) -> Result<Value, String> {
     stay_on(OUR_CPU)?;
     let mut found = Found::default();
     let mut contestants = Vec::new();
@@ -123,7 +159,7 @@ pub fn run(
             if !waits.iter().any(|wait| kind.manner(*wait) == Some(manner)) {
                 continue;
             }
-            match Contestant::start(kind, manner, programs, folder.path()) {
+            match Contestant::start(kind, manner, programs, folder) {
                 Ok(contestant) => contestants.push(contestant),
                 Err(error) => {
                     found.gaps.insert(kind.title().to_owned(), error);
@@ -132,7 +168,7 @@ pub fn run(
         }
     }
     let yardstick = |word: &str| {
-        let socket = folder.path().join(word);
+        let socket = folder.join(word);
         let mut peer = Peer::serve(&[word, &socket.to_string_lossy()])?;
         peer.wait_for(&socket)?;
         let yardstick = Yardstick::connect(&socket)?;
@@ -172,7 +208,26 @@ pub fn run(
         );
     }
     show(&found);
-    Ok(())
+    let usage = contestants.iter().map(|it| {
+        let usage = it.usage();
+        json!({
+            "contestant": it.kind.word(),
+            "manner": it.manner.word(),
+            "resident_bytes": usage.resident,
+            "threads": usage.threads,
+        })
+    });
+    Ok(json!({
+        "cells": found.json(),
+        "yardsticks": {
+            "cache_line_ns": spread(found.yardsticks[0].iter().copied()),
+            "eventfd_ns": spread(found.yardsticks[1].iter().copied()),
+        },
+        "processes": usage.collect::<Vec<_>>(),
+        "gaps": found.gaps,
+        "dropped": found.dropped,
+        "seconds": begun.elapsed().as_secs_f64(),
+    }))
 }
 
 fn take(found: &mut Found, contestants: &mut [Contestant], cell: Cell, time: Duration) {
@@ -268,7 +323,85 @@ fn show(found: &Found) {
             }
         }
     }
+    show_sizes(found);
+    show_costs(found);
     for (name, why) in &found.gaps {
         println!("gap: {name}: {why}");
+    }
+}
+
+/// By size.
+fn show_sizes(found: &Found) {
+    println!("\n256 in flight, both sides poll: ns a message (lowest-highest), by bytes in each");
+    print!("{:<20}", "");
+    for size in SIZES {
+        print!("{size:>15}");
+    }
+    println!("{:>12}{:>12}", 2048, 4096);
+    for kind in Kind::ALL {
+        let ns = |size| {
+            let cell = Cell {
+                kind,
+                wait: Wait::Polled,
+                depth: 256,
+                size,
+            };
+            found.spread(&cell, |sample| sample.ns)
+        };
+        if SIZES.iter().all(|size| ns(*size).is_none()) {
+            continue;
+        }
+        print!("{:<20}", kind.title());
+        for size in SIZES {
+            let text = ns(size).map_or_else(
+                || "-".to_owned(),
+                |[low, middle, high]| format!("{} {}-{}", short(middle), short(low), short(high)),
+            );
+            print!(" {text:>14}");
+        }
+        println!("{:>12}{:>12}", "-", "-");
+    }
+    println!("(2048 and 4096: the vdevs have buffers of 512 bytes)");
+}
+
+/// What is counted, and what is used.
+fn show_costs(found: &Found) {
+    println!("\nA message of 512 bytes, middles; round trips in us; CPU: s a million messages");
+    println!(
+        "{:<20}{:<7}{:>4}{:>8}{:>8}{:>8}{:>7}{:>7}{:>7}{:>7}",
+        "", "waits", "", "p50", "p99", "p99.9", "kicks", "calls", "sleeps", "CPU"
+    );
+    for kind in Kind::ALL {
+        for wait in [Wait::Polled, Wait::Asleep, Wait::Lingering] {
+            for depth in [1, 32, 256] {
+                let cell = Cell {
+                    kind,
+                    wait,
+                    depth,
+                    size: FULL,
+                };
+                let middle =
+                    |figure: fn(&Sample) -> f64| found.spread(&cell, figure).map(|it| it[1]);
+                let Some(kicks) = middle(|sample| sample.kicks) else {
+                    continue;
+                };
+                let figure = |value: Option<f64>| value.unwrap_or_default();
+                let trip = |value: Option<f64>| match value {
+                    Some(ns) if depth == 1 => format!("{:.1}", ns / 1e3),
+                    _ => "-".to_owned(),
+                };
+                println!(
+                    "{:<20}{:<7.6}{depth:>4}{:>8}{:>8}{:>8}{kicks:>7.3}{:>7.3}{:>7.3}{:>7.2}",
+                    kind.title(),
+                    wait.word(),
+                    trip(middle(|sample| sample.trips[0])),
+                    trip(middle(|sample| sample.trips[1])),
+                    trip(middle(|sample| sample.trips[2])),
+                    figure(middle(|sample| sample.calls)),
+                    figure(middle(|sample| sample.switches)),
+                    figure(middle(|sample| sample.cpu)),
+                );
+            }
+        }
     }
 }
