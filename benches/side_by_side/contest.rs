@@ -291,7 +291,8 @@ fn testpmd(programs: &Programs, socket: &str) -> Result<Command, String> {
     let prefix = format!("--file-prefix=rprocd{}", std::process::id());
     let port = format!("net_vhost0,iface={socket}");
     if programs.hugepages {
-        command.args(["-m", "256"]);
+        // They need not be mounted anywhere.
+        command.args(["--in-memory", "-m", "256"]);
     } else {
         command.args(["--no-huge", "-m", "256"]);
     }

@@ -1,6 +1,6 @@
 //! DPDK's test program, from Debian's packages.
 //!
-//! What belongs here: getting the program, its flags for an echo, and hugepages for it. What does
+//! What belongs here: getting the program, and hugepages for it. What does
 //! not: driving it.
 
 use std::fs;
@@ -62,4 +62,48 @@ fn examine(program: &Path) -> Result<()> {
         String::from_utf8_lossy(&help.stderr).trim()
     );
     Ok(())
+}
+
+const HUGEPAGES: &str = "/proc/sys/vm/nr_hugepages";
+/// Of 2 MiB: what testpmd asks for, and some for its rings.
+const PAGES: u64 = 160;
+
+/// Hugepages that were reserved for the program; given back when this is dropped.
+pub struct Hugepages {
+    before: u64,
+}
+
+impl Hugepages {
+    /// Reserves them.
+    pub fn reserve() -> Result<Self> {
+        let before = reserved()?;
+        let pages = Self { before };
+        fs::write(HUGEPAGES, (before + PAGES).to_string())
+            .with_context(|| format!("cannot write {HUGEPAGES}, which takes root"))?;
+        let now = reserved()?;
+        ensure!(
+            now >= before + PAGES,
+            "the host gave {} hugepages of {PAGES}",
+            now.saturating_sub(before)
+        );
+        Ok(pages)
+    }
+}
+
+impl Drop for Hugepages {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(HUGEPAGES, self.before.to_string()) {
+            println!(
+                "bench: write {} to {HUGEPAGES} to give the hugepages back: {error}",
+                self.before
+            );
+        }
+    }
+}
+
+fn reserved() -> Result<u64> {
+    let text = fs::read_to_string(HUGEPAGES).with_context(|| format!("cannot read {HUGEPAGES}"))?;
+    text.trim()
+        .parse()
+        .with_context(|| format!("{HUGEPAGES} says {text:?}"))
 }
