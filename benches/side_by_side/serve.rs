@@ -13,11 +13,12 @@ use rprocd::engine::Engine;
 use rprocd::engine::rv32::{Rv32, board};
 use rprocd::firmware::Snapshot;
 use rprocd::memory::{DeviceAddress, Ram};
-use rprocd::rproc::{Core, Coredumps, Firmware, Grants, Holder, Policies};
+use rprocd::rproc::{Core, Coredumps, Firmware, Grants, Holder, Linger, Policies};
 use rprocd::vdev::Listening;
 
 use crate::floor;
 use crate::frontend::echo_device::EchoDevice;
+use crate::guest;
 use crate::native::{self, MAX_VDEVS, Native};
 
 /// How rprocd waits when there is nothing to do.
@@ -49,7 +50,14 @@ impl Manner {
     }
 
     fn policies(self) -> Policies {
-        Policies::default()
+        Policies {
+            linger: match self {
+                Self::Sleeps => Linger::Never,
+                Self::Lingers => Linger::UpTo(guest::LINGER),
+                Self::Polls => Linger::Always,
+            },
+            ..Policies::default()
+        }
     }
 }
 

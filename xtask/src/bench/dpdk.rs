@@ -6,7 +6,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
@@ -68,16 +68,27 @@ const HUGEPAGES: &str = "/proc/sys/vm/nr_hugepages";
 /// Of 2 MiB: what testpmd asks for, and some for its rings.
 const PAGES: u64 = 160;
 
-/// Hugepages that were reserved for the program; given back when this is dropped.
+/// Gives the pages back at the end of its input, which is when we end, in whatever way.
+const KEEPER: &str = "trap '' INT TERM HUP; read -r nothing; echo \"$1\" > \"$2\"";
+
+/// Hugepages that were reserved for the program; given back when this is dropped, and also if that
+/// does not come about.
 pub struct Hugepages {
     before: u64,
+    keeper: Child,
 }
 
 impl Hugepages {
     /// Reserves them.
     pub fn reserve() -> Result<Self> {
         let before = reserved()?;
-        let pages = Self { before };
+        let keeper = command("sh")
+            .args(["-c", KEEPER, "keeper", &before.to_string(), HUGEPAGES])
+            .stdin(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("cannot run sh")?;
+        let pages = Self { before, keeper };
         fs::write(HUGEPAGES, (before + PAGES).to_string())
             .with_context(|| format!("cannot write {HUGEPAGES}, which takes root"))?;
         let now = reserved()?;
@@ -92,11 +103,10 @@ impl Hugepages {
 
 impl Drop for Hugepages {
     fn drop(&mut self) {
-        if let Err(error) = fs::write(HUGEPAGES, self.before.to_string()) {
-            println!(
-                "bench: write {} to {HUGEPAGES} to give the hugepages back: {error}",
-                self.before
-            );
+        // Waiting closes its input first.
+        let _ = self.keeper.wait();
+        if !reserved().is_ok_and(|now| now == self.before) {
+            println!("bench: {HUGEPAGES} is not {} as before", self.before);
         }
     }
 }

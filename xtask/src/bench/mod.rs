@@ -85,9 +85,15 @@ pub fn run(options: &Options) -> Result<()> {
 
 /// Runs the measurement with what peers there are.
 fn measure(options: &Options, json: &Path) -> Result<()> {
-    let mut bench = cargo::cargo();
-    bench.args(["bench", "--bench", "side_by_side", "--", "--json"]);
-    bench.arg(json);
+    let bench = || {
+        let mut bench = cargo::cargo();
+        bench.args(["bench", "--bench", "side_by_side"]);
+        bench
+    };
+    // Before hugepages are taken from others.
+    cargo::show(bench().arg("--no-run"))?;
+    let mut bench = bench();
+    bench.args(["--", "--json"]).arg(json);
     let cache = Cache::open()?;
     let mut hugepages = None;
     if options.wants("dpdk")
