@@ -509,4 +509,36 @@ mod tests {
         assert!(!burst.publish());
         assert!(!burst.publish(), "nothing new, no kick");
     }
+
+    #[test]
+    fn with_event_indexes_each_side_is_kicked_when_it_asked_to_be() {
+        let (ram, mut ring) = ring(8);
+        ring.set_event_idx();
+        let shape = shape(8, 4096);
+        let memory = ram.slice(DeviceAddress(BASE), shape.len).unwrap();
+        let ask = |event: u16| {
+            let at = offset(shape.used + 4 + 8 * 8);
+            memory.store(event, at, Ordering::Relaxed).unwrap();
+        };
+        let mut burst = ring.open().unwrap();
+        // The firmware asked for the first; the second and third are no news to it.
+        for (id, wanted) in [(0, true), (1, false), (2, false)] {
+            burst.offer(id, 16, false);
+            assert_eq!(burst.publish(), wanted, "descriptor {id}");
+        }
+        ask(3);
+        burst.offer(3, 16, false);
+        assert!(burst.publish());
+        // We ask for a kick with what comes next, each time we have taken what there was.
+        let asked = || {
+            let at = offset(shape.available + 4 + 2 * 8);
+            memory.load::<u16>(at, Ordering::Relaxed).unwrap()
+        };
+        assert_eq!(asked(), 0);
+        give_back(&ram, shape, 1, 0, 0);
+        give_back(&ram, shape, 2, 1, 0);
+        while burst.take_returned().unwrap().is_some() {}
+        assert!(!burst.publish(), "nothing is offered");
+        assert_eq!(asked(), 2);
+    }
 }

@@ -25,7 +25,7 @@ mod vring;
 mod words;
 
 pub use backend::{GuestFace, MAX_QUEUE_SIZE};
-pub use device::{GuestQueue, GuestState, Round, Vdev, VdevSnapshot};
+pub use device::{GuestQueue, GuestState, RING_F_EVENT_IDX, Round, Vdev, VdevSnapshot};
 pub use driver_ring::{DriverBurst, DriverRing, FirmwareFault, VringShape};
 pub use guest_ring::{
     Burst, ChainFault, Direction, GuestRing, MAX_BUFFERS_PER_CHAIN, Next, RingFault, RingFeatures,

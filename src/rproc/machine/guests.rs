@@ -11,7 +11,9 @@ use crate::engine::{Engine, RunEnd};
 use crate::report::sentence;
 use crate::rproc::boot::BootPlan;
 use crate::rproc::holders::Holder;
-use crate::vdev::{GuestQueue, GuestState, QUEUE_TO_GUEST, QUEUES, RingFault, Vdev};
+use crate::vdev::{
+    DriverRing, GuestQueue, GuestState, QUEUE_TO_GUEST, QUEUES, RING_F_EVENT_IDX, RingFault, Vdev,
+};
 
 /// How many budgets a firmware has to notice that its vdev was reset.
 const BUDGETS_TO_NOTICE_A_RESET: u32 = 16;
@@ -240,9 +242,14 @@ pub(super) fn start_vdev(
     } = plan;
     let plan = &vdevs[index];
     let entry = plan.entry();
-    let started = plan
-        .make_rings(carveouts)
-        .and_then(|rings| vdev.start(rings, plan.ids()));
+    // The ring features between rprocd and the firmware are theirs alone.
+    let event_idx = entry.dfeatures & RING_F_EVENT_IDX as u32;
+    let started = plan.make_rings(carveouts).and_then(|mut rings| {
+        if event_idx != 0 {
+            rings.iter_mut().for_each(DriverRing::set_event_idx);
+        }
+        vdev.start(rings, plan.ids())
+    });
     if let Err(cause) = started {
         error!("{}: cannot be started: {cause}", vdev.label());
         table.write_u8(entry.status_offset(), STATUS_FAILED);
@@ -252,7 +259,7 @@ pub(super) fn start_vdev(
         clippy::cast_possible_truncation,
         reason = "the table has the low 32 bits"
     )]
-    let features = vdev.features() as u32 & entry.dfeatures & DEVICE_FEATURES;
+    let features = vdev.features() as u32 & entry.dfeatures & DEVICE_FEATURES | event_idx;
     table.write_u8(entry.status_offset(), STATUS_ACKNOWLEDGE);
     table.write_u8(entry.status_offset(), STATUS_ACKNOWLEDGE | STATUS_DRIVER);
     table.write_u32(entry.gfeatures_offset(), features);
