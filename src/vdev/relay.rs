@@ -168,14 +168,14 @@ fn to_core(
             break;
         };
         let header = read_header(burst.buffers());
-        let message_len = Header::parse(&header).message_len();
+        let message_len = Header::from_words(header).message_len();
         if len < HEADER_LEN || message_len > len {
             counters.malformed += 1;
         } else if message_len > core.buffer_size() as usize {
             counters.too_long += 1;
         } else {
             let Some(buffer) = core.buffer(id) else { break };
-            copy_message(&header, burst.buffers(), &[buffer], message_len);
+            copy_message(header, burst.buffers(), &[buffer], message_len);
             free.pop();
             #[expect(clippy::cast_possible_truncation, reason = "at most a buffer's size")]
             core.offer(id, message_len as u32, false);
@@ -285,7 +285,7 @@ fn to_guest(
         let Some((id, len)) = *waiting else { break };
         let Some(buffer) = core.buffer(id) else { break };
         let header = read_header(&[buffer]);
-        let parsed = Header::parse(&header);
+        let parsed = Header::from_words(header);
         let message_len = parsed.message_len();
         let is_announcement =
             parsed.destination == NS_ADDRESS && usize::from(parsed.payload_len) == NS_LEN;
@@ -318,10 +318,10 @@ fn to_guest(
                         }
                         book.note(&payload);
                         let mut to = Cursor::new(burst.buffers());
-                        put(&header, &mut to);
+                        put(&header_bytes(header), &mut to);
                         put(&payload, &mut to);
                     } else {
-                        copy_message(&header, &[buffer], burst.buffers(), message_len);
+                        copy_message(header, &[buffer], burst.buffers(), message_len);
                     }
                     #[expect(clippy::cast_possible_truncation, reason = "at most a buffer's size")]
                     burst.complete(head, message_len as u32);
@@ -338,14 +338,23 @@ fn to_guest(
     Ok(())
 }
 
-/// Copies a header out, or as much of it as there is, and zeroes.
+/// Copies a header out, in two words that are kept in registers, or as much of it as there is, and
+/// zeroes.
+///
+/// Not as bytes: those would be put in memory in pieces and read back whole, for which a processor
+/// waits until everything that was written before has left it, and that is the last message.
 #[inline]
-fn read_header(from: &[VolatileSlice<'_>]) -> [u8; HEADER_LEN] {
+fn read_header(from: &[VolatileSlice<'_>]) -> [u64; 2] {
     if let Some(first) = from.first()
-        && let Ok(whole) = first.get_ref::<u128>(0)
+        && let (Ok(low), Ok(high)) = (first.get_ref::<u64>(0), first.get_ref::<u64>(8))
     {
-        return whole.load().to_ne_bytes();
+        return [u64::from_le(low.load()), u64::from_le(high.load())];
     }
+    read_header_in_pieces(from)
+}
+
+#[cold]
+fn read_header_in_pieces(from: &[VolatileSlice<'_>]) -> [u64; 2] {
     let mut header = [0; HEADER_LEN];
     let mut done = 0;
     for slice in from {
@@ -354,7 +363,16 @@ fn read_header(from: &[VolatileSlice<'_>]) -> [u8; HEADER_LEN] {
         }
         done += slice.copy_to(&mut header[done..]);
     }
-    header
+    let (low, high) = header.split_at(8);
+    [low, high].map(|half| {
+        let mut word = [0; 8];
+        word.copy_from_slice(half);
+        u64::from_le_bytes(word)
+    })
+}
+
+fn header_bytes([low, high]: [u64; 2]) -> [u8; HEADER_LEN] {
+    (u128::from(low) | (u128::from(high) << 64)).to_le_bytes()
 }
 
 /// Writes `bytes` at the cursor, as far as there is room.
@@ -390,9 +408,9 @@ pub(super) fn write_message(message: &[u8], to: &[VolatileSlice<'_>]) {
 }
 
 /// Copies a message of `len` bytes, with `header` in place of its first bytes.
-#[inline]
+#[inline(always)]
 fn copy_message(
-    header: &[u8; HEADER_LEN],
+    header: [u64; 2],
     from: &[VolatileSlice<'_>],
     to: &[VolatileSlice<'_>],
     len: usize,
@@ -401,14 +419,25 @@ fn copy_message(
     // rest, which is quicker, and put right before anybody is shown the message.
     if let ([from], [to]) = (from, to)
         && let Ok(message) = from.subslice(0, len)
-        && let Ok(first) = to.get_ref::<u128>(0)
+        && let (Ok(low), Ok(high)) = (to.get_ref::<u64>(0), to.get_ref::<u64>(8))
     {
         message.copy_to_volatile_slice(*to);
-        first.store(u128::from_ne_bytes(*header));
+        low.store(header[0].to_le());
+        high.store(header[1].to_le());
         return;
     }
+    copy_in_pieces(header, from, to, len);
+}
+
+#[cold]
+fn copy_in_pieces(
+    header: [u64; 2],
+    from: &[VolatileSlice<'_>],
+    to: &[VolatileSlice<'_>],
+    len: usize,
+) {
     let (mut from, mut to) = (Cursor::new(from), Cursor::new(to));
-    put(header, &mut to);
+    put(&header_bytes(header), &mut to);
     from.skip(HEADER_LEN);
     copy(&mut from, &mut to, len - HEADER_LEN);
 }
@@ -917,7 +946,7 @@ mod tests {
         let mut into = [0u8; 24];
         let len = Header::parse(&judged).message_len();
         copy_message(
-            &judged,
+            [&judged[..8], &judged[8..]].map(|half| u64::from_le_bytes(half.try_into().unwrap())),
             &[VolatileSlice::from(&mut from[..])],
             &[VolatileSlice::from(&mut into[..])],
             len,

@@ -44,12 +44,21 @@ impl Header {
     /// Reads a header.
     pub fn parse(bytes: &[u8; HEADER_LEN]) -> Self {
         let word = |at: usize| {
-            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+            let mut word = [0; 8];
+            word.copy_from_slice(&bytes[at..at + 8]);
+            u64::from_le_bytes(word)
         };
+        Self::from_words([word(0), word(8)])
+    }
+
+    /// Reads a header from its two words, the first of which has the first bytes in its low end.
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "fields of a word")]
+    pub fn from_words([first, second]: [u64; 2]) -> Self {
         Self {
-            source: word(0),
-            destination: word(4),
-            payload_len: u16::from_le_bytes([bytes[12], bytes[13]]),
+            source: first as u32,
+            destination: (first >> 32) as u32,
+            payload_len: (second >> 32) as u16,
         }
     }
 
