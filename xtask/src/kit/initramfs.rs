@@ -24,17 +24,28 @@ pub fn get(cache: &Cache, apt: &mut Apt, choice: &Choice, modules: &[PathBuf]) -
     archive.file("init", &read(&cargo::root().join("vmm-config/guest/init"))?);
     archive.file("bin/busybox", &read(&busybox(cache, apt, choice)?)?);
     archive.file(&format!("bin/{CHECK}"), &read(&check_program()?)?);
-    for module in modules {
-        let name = module.file_name().unwrap_or_default().to_string_lossy();
-        archive.file(&format!("modules/{name}"), &read(module)?);
-    }
-    let bytes = archive.finish();
-    let name = format!("initramfs-{}", Hash::new().add(&bytes).name());
+    archive.modules(modules)?;
+    keep(cache, "initramfs-", &archive.finish())
+}
+
+/// Another one: what is in `base`, and `modules`.
+pub fn with(cache: &Cache, base: &Path, modules: &[PathBuf]) -> Result<PathBuf> {
+    let mut archive = Archive::new();
+    archive.modules(modules)?;
+    // The kernel unpacks archives that follow each other, one into the other.
+    let mut bytes = read(base)?;
+    bytes.extend(archive.finish());
+    keep(cache, "more-initramfs-", &bytes)
+}
+
+/// Writes it, if it is not there, and removes earlier ones of its kind.
+fn keep(cache: &Cache, kind: &str, bytes: &[u8]) -> Result<PathBuf> {
+    let name = format!("{kind}{}", Hash::new().add(bytes).name());
     let folder = cache.piece(&name, |folder| {
-        fs::write(folder.join("initramfs.cpio"), &bytes)?;
+        fs::write(folder.join("initramfs.cpio"), bytes)?;
         Ok(())
     })?;
-    cache.remove_others("initramfs-", &name)?;
+    cache.remove_others(kind, &name)?;
     Ok(folder.join("initramfs.cpio"))
 }
 
@@ -117,6 +128,14 @@ impl Archive {
             },
             &[],
         );
+    }
+
+    fn modules(&mut self, files: &[PathBuf]) -> Result<()> {
+        for file in files {
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            self.file(&format!("modules/{name}"), &read(file)?);
+        }
+        Ok(())
     }
 
     fn character_device(&mut self, name: &str, major: u32, minor: u32) {

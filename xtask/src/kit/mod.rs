@@ -18,6 +18,7 @@ mod modules;
 mod others;
 mod qemu;
 mod tree;
+mod vsock;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -69,6 +70,16 @@ impl Kit {
         let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_slice(&text)
             .with_context(|| format!("{} is no description of a kit", path.display()))
+    }
+
+    /// The same kit with an initramfs of its own, which has [`VSOCK_MODULES`] too.
+    pub fn with_vsock(self) -> Result<Self> {
+        let cache = Cache::open()?;
+        let choice = apt::Choice::load(&cache)
+            .context("nothing says which kernel the kit has: run `cargo xtask kit`")?;
+        let modules = vsock::get(&cache, &mut apt::Apt::new(&cache), &choice)?;
+        let initramfs = initramfs::with(&cache, &self.initramfs, &modules)?;
+        Ok(Self { initramfs, ..self })
     }
 }
 
@@ -130,6 +141,9 @@ pub fn prepare(options: &Options) -> Result<(Kit, PathBuf)> {
     write_atomically(&description, &serde_json::to_vec_pretty(&kit)?)?;
     Ok((kit, description))
 }
+
+/// In the order in which a guest loads them, what [`Kit::with_vsock`] adds to `/modules`.
+pub const VSOCK_MODULES: [&str; 3] = vsock::MODULES;
 
 /// The folder with firmware that others made, for [`OTHERS_VARIABLE`]; fetched if it is not there.
 pub fn others() -> Result<PathBuf> {
