@@ -54,7 +54,7 @@ impl Options {
 
 /// The content of message `sequence`: its number first, as far as it fits, then a stream of bytes
 /// that depends on it. One byte can only say which of 256 it is.
-fn fill(message: &mut [u8], sequence: u64) {
+pub fn fill(message: &mut [u8], sequence: u64) {
     let mut state = sequence.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     for byte in message.iter_mut() {
         state ^= state << 13;

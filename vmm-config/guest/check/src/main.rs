@@ -3,6 +3,7 @@
 //! 0 only when nothing was wrong.
 
 mod agent;
+mod compare;
 mod ctrl;
 mod exchange;
 mod list;
@@ -17,6 +18,8 @@ use anyhow::{Context, Result, bail};
 const USAGE: &str = "usage:
   rprocd-guest-check list
   rprocd-guest-check exchange DEV [--count N] [--size S] [--window W]
+  rprocd-guest-check compare [--rpmsg DEV] [--vsock PORT] [--serial NAME]
+                             [--rounds N] [--round-trips N] [--stream-ms N]
   rprocd-guest-check create-channel CTRL NAME DST
   rprocd-guest-check release-channel CTRL NAME DST
   rprocd-guest-check create-endpoint CTRL NAME SRC DST
@@ -46,6 +49,7 @@ fn run(words: &[&str]) -> Result<bool> {
         ["exchange", device, options @ ..] => {
             exchange::exchange(device, &exchange::Options::parse(options)?)
         }
+        ["compare", options @ ..] => compare::compare(&compare::Options::parse(options)?),
         ["create-channel", control, name, dst] => {
             ctrl::create_channel(control, name, address(dst)?)
         }
