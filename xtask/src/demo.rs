@@ -78,12 +78,14 @@ fn with_guest(
             vdevs,
             append: format!("{QUIET} rprocd.mode=shell"),
             console: Console::Terminal,
+            ..GuestOptions::default()
         }
     } else {
         GuestOptions {
             vdevs,
             append: QUIET.to_owned(),
             console: Console::Shown,
+            ..GuestOptions::default()
         }
     };
     let mut guest = Guest::boot(kit, &guest_options)?;

@@ -4,10 +4,12 @@
 //! showing what came of it. What does not: measuring.
 //!
 //! - [`dpdk`], [`vsock`]: the peers
+//! - [`guest`]: the comparison inside a Linux guest
 //! - [`promises`][]: what must hold
 //! - [`plot`][]: pictures
 
 pub mod dpdk;
+pub mod guest;
 pub mod plot;
 pub mod promises;
 pub mod vsock;
@@ -32,6 +34,9 @@ pub struct Options {
     /// Measure only these contestants: relay, rv32, dpdk, plain, vsock, floor
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<String>,
+    /// Measure only inside a Linux guest
+    #[arg(long)]
+    guest_only: bool,
 }
 
 impl Options {
@@ -49,6 +54,11 @@ fn peer(name: &str, program: Result<PathBuf>) -> Option<PathBuf> {
 
 /// Measures and shows.
 pub fn run(options: &Options) -> Result<()> {
+    if options.guest_only {
+        let figures = guest::run(&guest::Options::new(options.quick))?;
+        figures.show();
+        return Ok(());
+    }
     let folder = cargo::target_directory()?.join("bench");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let path = folder.join("results.json");

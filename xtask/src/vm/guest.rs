@@ -48,6 +48,8 @@ pub struct GuestOptions {
     pub append: String,
     /// Where its console goes.
     pub console: Console,
+    /// More words for QEMU, after all others.
+    pub more: Vec<String>,
 }
 
 /// One vdev of a firmware, as one device of the guest.
@@ -150,6 +152,7 @@ impl Guest {
         for vdev in &options.vdevs {
             words.extend(vdev.words()?);
         }
+        words.extend_from_slice(&options.more);
         let log = File::create(files.path("qemu.log"))?;
         let terminal = options.console == Console::Terminal;
         let qemu = Command::new(&kit.qemu)

@@ -1,6 +1,6 @@
 //! A guest and a daemon, run from the files in `vmm-config`.
 
-mod args;
+pub mod args;
 mod daemon;
 mod guest;
 mod qmp;
