@@ -2,7 +2,7 @@
 //!
 //! - [`kit`] makes what a guest VM needs: QEMU, kernel, modules, initramfs.
 //! - [`vm`] runs a guest and the daemon; the demo and the VM tests both stand on it.
-//! - [`firmware`], [`check`], [`demo`], [`bench`], [`test`](mod@test) are the commands of `cargo xtask`.
+//! - [`firmware`], [`check`], [`demo`], [`bench`](mod@bench), [`test`](mod@test) are the commands of `cargo xtask`.
 
 pub mod bench;
 pub mod cargo;
