@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rprocd::engine::rv32::Rv32;
-use rprocd::engine::rv32::board::{finisher, mailbox, plic, uart, watchdog};
+use rprocd::engine::rv32::board::{copier, finisher, mailbox, plic, uart, watchdog};
 use rprocd::engine::{CrashKind, Engine, ImageRules, NotifyId, RunEnd};
 use rprocd::memory::Ram;
 
@@ -320,4 +320,96 @@ fn a_waiting_core_that_was_suspended_is_to_be_run_again_by_the_host_s_clock() {
         panic!("it waits for the bite");
     };
     assert_eq!(found, until);
+}
+
+const LIST: u32 = BASE + 0x2000;
+const FROM: u32 = BASE + 0x1_0000;
+const TO: u32 = BASE + 0x8_0000;
+
+/// Firmware that has `count` copies of `len` bytes made, and powers off with the copier's status in
+/// A0, how many it made in A1, and in A2 what it found in the last word of the copy.
+fn copying(count: u32, len: u32) -> Machine {
+    let mut machine = Machine::running(|asm| {
+        asm.poke(copier::BASE + copier::LIST, LIST);
+        asm.poke(copier::BASE + copier::START, count);
+        asm.peek(A2, TO + len - 4);
+        asm.peek(A0, copier::BASE + copier::STATUS);
+        asm.peek(A1, copier::BASE + copier::DONE);
+        asm.power_off();
+    });
+    let entry: Vec<u8> = [TO, FROM, len, 0]
+        .iter()
+        .flat_map(|word: &u32| word.to_le_bytes())
+        .collect();
+    machine.load(LIST, &entry.repeat(count as usize));
+    let bytes: Vec<u8> = (0..len).map(|at| (at % 251) as u8).collect();
+    machine.load(FROM, &bytes);
+    machine
+}
+
+#[test]
+fn the_copier_has_copied_when_the_next_instruction_runs() {
+    let mut machine = copying(3, 496);
+    let x = machine.finish();
+    assert_eq!((x[10], x[11]), (copier::STATUS_OK, 3));
+    assert_eq!(x[12], machine.word(FROM + 492));
+    assert_eq!(machine.bytes(TO, 496), machine.bytes(FROM, 496));
+}
+
+#[test]
+fn copies_pay_from_the_budget_and_go_on_in_the_next_turn() {
+    let mut machine = copying(64, copier::LIMIT);
+    let mut turns = 1;
+    loop {
+        match machine.core.run(10_000).end {
+            RunEnd::BudgetSpent => turns += 1,
+            end => {
+                assert_eq!(end, RunEnd::PoweredOff);
+                break;
+            }
+        }
+    }
+    assert!(
+        (16..=32).contains(&turns),
+        "64 copies of 4104 each: {turns}"
+    );
+    let x = machine.registers().x;
+    assert_eq!((x[10], x[11]), (copier::STATUS_OK, 64));
+}
+
+#[test]
+fn a_core_suspended_amid_its_copies_takes_them_up_again() {
+    let mut machine = copying(64, copier::LIMIT);
+    assert_eq!(machine.core.run(10_000).end, RunEnd::BudgetSpent);
+    machine.core.suspend().unwrap();
+    assert_eq!(machine.run().end, RunEnd::Waiting { until: None });
+    machine.core.resume().unwrap();
+    let x = machine.finish();
+    assert_eq!((x[10], x[11]), (copier::STATUS_OK, 64));
+}
+
+#[test]
+fn copies_end_with_the_run_that_began_them() {
+    let mut machine = copying(64, copier::LIMIT);
+    assert_eq!(machine.core.run(10_000).end, RunEnd::BudgetSpent);
+    let mut next = Asm::at(BASE);
+    next.peek(A1, copier::BASE + copier::DONE).power_off();
+    machine.load(BASE, next.bytes());
+    machine.start(BASE);
+    assert_eq!(machine.finish()[11], 0);
+}
+
+#[test]
+fn a_watchdog_bites_amid_copies() {
+    let mut machine = copying(64, copier::LIMIT);
+    let mut program = Asm::at(BASE);
+    program.poke(watchdog::BASE + watchdog::TIMEOUT_MS, 10);
+    program.poke(watchdog::BASE + watchdog::CONTROL, 1);
+    program.poke(copier::BASE + copier::LIST, LIST);
+    program.poke(copier::BASE + copier::START, 64);
+    machine.load(BASE, program.bytes());
+    machine.start(BASE);
+    assert_eq!(machine.core.run(10_000).end, RunEnd::BudgetSpent);
+    machine.pass(Duration::from_millis(11));
+    machine.assert_crash(CrashKind::Watchdog, &["not fed"]);
 }

@@ -444,6 +444,7 @@ fn rv32_grants_only_devices_of_its_board_and_only_where_they_are() {
         (board::uart::BASE, board::uart::SIZE),
         (board::mailbox::BASE, board::mailbox::SIZE),
         (board::watchdog::BASE, board::watchdog::SIZE),
+        (board::copier::BASE, board::copier::SIZE),
     ] {
         let elf = with(Table::new().devmem(base, base, size, ""));
         assert!(granted(&elf, 0, &everything).is_ok());

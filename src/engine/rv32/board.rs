@@ -4,8 +4,8 @@
 //! its drivers, so the two cannot drift apart. It holds constants and their documentation only:
 //! no code, no types, nothing that needs `std`.
 //!
-//! The board resembles QEMU's `virt` machine, so one image can run on either, plus two pages that
-//! `virt` leaves empty: the [`mailbox`] and the [`watchdog`]. All registers are 32 bits wide and
+//! The board resembles QEMU's `virt` machine, so one image can run on either, plus three pages
+//! that `virt` leaves empty: the [`mailbox`], the [`watchdog`] and the [`copier`]. All registers are 32 bits wide and
 //! little-endian. Unless a register says otherwise they take aligned 32-bit accesses only (the
 //! UART takes bytes); any other access, and any address that nothing answers to, raises a load or
 //! store access fault. A write-only register reads as zero; a write to a read-only register is
@@ -19,6 +19,7 @@
 //! | `0x1000_0000` | 256 B | [`uart`] (16550) | PLIC 10 |
 //! | `0x1100_0000` | 4 KiB | [`mailbox`] (kicks by notify id) | PLIC 12 |
 //! | `0x1100_1000` | 4 KiB | [`watchdog`] | |
+//! | `0x1100_2000` | 4 KiB | [`copier`] (copies within RAM) | |
 //! | `0x8000_0000` | configured | [`ram`] | |
 
 /// RAM: carveout memory of the daemon, zeroed when the core is created.
@@ -179,4 +180,52 @@ pub mod watchdog {
     pub const FEED_VALUE: u32 = 0x600D_D06E;
     /// Read-only: milliseconds left, rounded up, 0 while not armed.
     pub const LEFT_MS: u32 = 0x0C;
+}
+
+/// Copier: copies within RAM, at the speed of the host's memory and not of the hart.
+///
+/// The firmware writes a list of copies into RAM, each [`ENTRY_SIZE`](copier::ENTRY_SIZE) bytes,
+/// and starts it. The hart stands still until the list is done, so what it stored before is copied
+/// and what it loads after is the copy; there is no interrupt. Copies are made one after the other,
+/// each as if all of it were read before any is written. The first one that cannot be made ends the
+/// list, and nothing of it is done; [`STATUS`](copier::STATUS) then says why, and
+/// [`DONE`](copier::DONE) how many were made before it. What is copied over code needs a `fence.i`,
+/// as stores do.
+pub mod copier {
+    /// First byte of the page.
+    pub const BASE: u32 = 0x1100_2000;
+    /// Bytes in the page.
+    pub const SIZE: u32 = 0x1000;
+    /// Read-only, [`ID_VALUE`]: is there a copier on this board?
+    pub const ID: u32 = 0x00;
+    /// What [`ID`] reads as ("COPY", little-endian).
+    pub const ID_VALUE: u32 = 0x5950_4F43;
+    /// Read-only: how the last list ended, [`STATUS_OK`] or one of those that follow it.
+    pub const STATUS: u32 = 0x04;
+    /// Read-only: how many copies of the last list were made.
+    pub const DONE: u32 = 0x08;
+    /// Read-write: the address of the list, a multiple of 4.
+    pub const LIST: u32 = 0x0C;
+    /// Write-only: makes as many copies as the number written says.
+    pub const START: u32 = 0x10;
+
+    /// [`STATUS`]: every copy was made. So it is after reset.
+    pub const STATUS_OK: u32 = 0;
+    /// [`STATUS`]: an entry of the list is not in RAM, or not at a multiple of 4.
+    pub const STATUS_LIST: u32 = 1;
+    /// [`STATUS`]: not all bytes that are to be read or written are RAM.
+    pub const STATUS_ADDRESS: u32 = 2;
+    /// [`STATUS`]: more than [`LIMIT`] bytes.
+    pub const STATUS_LENGTH: u32 = 3;
+
+    /// Bytes in an entry of the list, four words. The last one is not looked at.
+    pub const ENTRY_SIZE: u32 = 16;
+    /// Offset in an entry: the address of the first byte to write.
+    pub const TO: u32 = 0;
+    /// Offset in an entry: the address of the first byte to read.
+    pub const FROM: u32 = 4;
+    /// Offset in an entry: how many bytes, 0 to [`LIMIT`].
+    pub const LEN: u32 = 8;
+    /// Bytes in the longest copy.
+    pub const LIMIT: u32 = 0x1_0000;
 }

@@ -189,8 +189,8 @@ impl Rv32 {
 
     /// Runs until the core waits, has used up `budget`, or ends.
     ///
-    /// The budget pays for instructions retired, traps taken, and (so that firmware cannot make
-    /// the engine decode for nothing) ops decoded.
+    /// The budget pays for instructions retired, traps taken, what the copier does, and (so that
+    /// firmware cannot make the engine decode for nothing) ops decoded.
     fn turn(&mut self, budget: u64) -> Result<RunEnd, Over> {
         let mut spent: u64 = 0;
         let mut look_at = CLOCK_INTERVAL;
@@ -200,6 +200,18 @@ impl Rv32 {
         loop {
             if let Some(period) = self.devices.bitten(&self.time) {
                 return Err(self.bite(period));
+            }
+            if self.devices.copying() {
+                let limit = budget.min(look_at).saturating_sub(spent);
+                spent = spent.saturating_add(self.devices.copy(&self.ram, limit));
+                if self.devices.copying() {
+                    if spent >= budget {
+                        return Ok(RunEnd::BudgetSpent);
+                    }
+                    self.time.refresh();
+                    look_at = spent.saturating_add(CLOCK_INTERVAL);
+                    continue;
+                }
             }
             let pending = self.devices.interrupts(&self.time) & self.hart.mie;
             if let State::Running { waiting: true } = self.state {

@@ -4,6 +4,7 @@
 //! the decision what a report of the firmware means for the core ([`Effect`] is handed up).
 
 mod clint;
+mod copier;
 mod mailbox;
 mod plic;
 mod uart;
@@ -12,6 +13,7 @@ mod watchdog;
 use std::time::{Duration, Instant};
 
 use clint::Clint;
+use copier::Copier;
 use mailbox::Mailbox;
 use plic::Plic;
 use uart::{Console, Uart};
@@ -22,6 +24,7 @@ use super::board;
 use super::hart::{MEI, MTI};
 use super::time::Time;
 use crate::engine::{NotifyId, NotifySet};
+use crate::memory::Ram;
 
 /// The size of an access.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,6 +56,7 @@ pub(super) struct Devices {
     uart: Uart,
     mailbox: Mailbox,
     watchdog: Watchdog,
+    copier: Copier,
     console: Console,
 }
 
@@ -64,6 +68,7 @@ enum Place {
     Uart(u32),
     Mailbox(u32),
     Watchdog(u32),
+    Copier(u32),
 }
 
 fn place(address: u32) -> Option<Place> {
@@ -71,8 +76,9 @@ fn place(address: u32) -> Option<Place> {
         let offset = address.wrapping_sub(base);
         (offset < size).then_some(offset)
     };
-    use board::{clint, finisher, mailbox, plic, uart, watchdog};
+    use board::{clint, copier, finisher, mailbox, plic, uart, watchdog};
     None.or_else(|| within(mailbox::BASE, mailbox::SIZE).map(Place::Mailbox))
+        .or_else(|| within(copier::BASE, copier::SIZE).map(Place::Copier))
         .or_else(|| within(plic::BASE, plic::SIZE).map(Place::Plic))
         .or_else(|| within(clint::BASE, clint::SIZE).map(Place::Clint))
         .or_else(|| within(watchdog::BASE, watchdog::SIZE).map(Place::Watchdog))
@@ -94,8 +100,8 @@ impl Window {
 }
 
 /// All of them, for a person.
-pub(super) const WINDOWS: [Window; 6] = {
-    use board::{clint, finisher, mailbox, plic, uart, watchdog};
+pub(super) const WINDOWS: [Window; 7] = {
+    use board::{clint, copier, finisher, mailbox, plic, uart, watchdog};
     [
         Window::new("finisher", finisher::BASE, finisher::SIZE),
         Window::new("clint", clint::BASE, clint::SIZE),
@@ -103,6 +109,7 @@ pub(super) const WINDOWS: [Window; 6] = {
         Window::new("uart", uart::BASE, uart::SIZE),
         Window::new("mailbox", mailbox::BASE, mailbox::SIZE),
         Window::new("watchdog", watchdog::BASE, watchdog::SIZE),
+        Window::new("copier", copier::BASE, copier::SIZE),
     ]
 };
 
@@ -119,6 +126,7 @@ impl Devices {
             uart: Uart::new(),
             mailbox: Mailbox::new(0),
             watchdog: Watchdog::new(),
+            copier: Copier::new(),
             console: Console::new(sink),
         }
     }
@@ -130,6 +138,7 @@ impl Devices {
         self.uart = Uart::new();
         self.mailbox = Mailbox::new(incarnation);
         self.watchdog = Watchdog::new();
+        self.copier = Copier::new();
     }
 
     /// Lets the console say what it still holds.
@@ -189,6 +198,16 @@ impl Devices {
         self.watchdog.bitten(time.now())
     }
 
+    /// Is a list of copies under way? Then the hart stands still.
+    pub(super) fn copying(&self) -> bool {
+        self.copier.busy()
+    }
+
+    /// Goes on with the copies; see [`Copier::work`].
+    pub(super) fn copy(&mut self, ram: &Ram, limit: u64) -> u64 {
+        self.copier.work(ram, limit)
+    }
+
     /// Does an access at `address` depend on what time it is?
     pub(super) fn looks_at_time(address: u32) -> bool {
         matches!(place(address), Some(Place::Clint(_) | Place::Watchdog(_)))
@@ -219,6 +238,10 @@ impl Devices {
             Place::Watchdog(offset) => {
                 whole(width, offset)?;
                 self.watchdog.load(offset, time.now())
+            }
+            Place::Copier(offset) => {
+                whole(width, offset)?;
+                self.copier.load(offset)
             }
         }
     }
@@ -259,6 +282,10 @@ impl Devices {
                 whole(width, offset)?;
                 self.watchdog.store(offset, value, time.now())
             }
+            Place::Copier(offset) => {
+                whole(width, offset)?;
+                self.copier.store(offset, value)
+            }
         };
         done.map(|()| Effect::None)
     }
@@ -298,6 +325,7 @@ mod tests {
             board::plic::BASE,
             board::mailbox::BASE,
             board::watchdog::BASE,
+            board::copier::BASE,
         ] {
             assert!(devices.load(base, Width::Word, &time).is_some());
             assert!(devices.store(base, Width::Word, 0, &mut time).is_some());
@@ -331,7 +359,7 @@ mod tests {
             board::finisher::BASE + 4,
             board::clint::BASE + board::clint::SIZE,
             board::uart::BASE + board::uart::SIZE,
-            board::watchdog::BASE + board::watchdog::SIZE,
+            board::copier::BASE + board::copier::SIZE,
             0x7fff_fffc,
             0xffff_fffc,
         ] {
