@@ -149,6 +149,39 @@ fn atomics_do_not_reach_registers_of_devices() {
 }
 
 #[test]
+fn of_two_instructions_done_at_once_each_traps_for_itself() {
+    // Two loads, two stores, and an addition with each: pairs to the interpreter.
+    let pairs = [
+        [lw(A0, T0, 0), lw(A1, T1, 0)],
+        [sw(A2, T0, 0), sw(A3, T1, 0)],
+        [lw(A0, T0, 0), addi(A1, A1, 5)],
+        [addi(A1, A1, 5), lw(A0, T1, 0)],
+        [add(A1, A1, A1), sw(A2, T1, 0)],
+    ];
+    for [first, second] in pairs {
+        for bad in [0, 1] {
+            let mut at = 0;
+            let mut machine = trapping(|asm| {
+                let nowhere = |here: bool| if here { 0x1000 } else { BASE + 0x8000 };
+                asm.li(T0, nowhere(bad == 0)).li(T1, nowhere(bad == 1));
+                asm.li(A1, 7);
+                // A block of its own.
+                asm.op(jal(ZERO, 4));
+                at = asm.here();
+                asm.op(first).op(second).power_off();
+            });
+            let memory = |raw: u32| raw & 0x7f != 0x13 && raw & 0x7f != 0x33;
+            if !memory([first, second][bad]) {
+                continue;
+            }
+            let raw = [first, second][bad];
+            let cause = if raw & 0x7f == 0x23 { 7 } else { 5 };
+            assert_traps(&mut machine, cause, at + 4 * bad as u32, 0x1000);
+        }
+    }
+}
+
+#[test]
 fn misaligned_atomics_trap_and_misaligned_loads_and_stores_work() {
     let point = |asm: &mut Asm| {
         asm.li(T0, DATA + 2);

@@ -13,6 +13,7 @@
 //! whatever the firmware does, and whatever the size of the RAM: [`ARENA_OPS`] ops, which grow
 //! with use, and [`BUCKETS`] heads of chains, 2.2 MiB in all.
 
+use super::board;
 use super::decode::{decode, length};
 use super::fast_ram::FastRam;
 use super::op::{Kind, Op};
@@ -133,6 +134,7 @@ impl CodeCache {
                 }
                 Kind::Jal => op.rs1 = position,
                 Kind::Jalr => op.rs2 = position,
+                kind if kind.is_access() => op.imm = op.imm.wrapping_sub(board::ram::BASE),
                 _ => {}
             }
             self.ops.push(op);
@@ -148,7 +150,19 @@ impl CodeCache {
         self.decoded(head, before)
     }
 
-    fn decoded(&self, head: u32, before: usize) -> Decoded {
+    fn decoded(&mut self, head: u32, before: usize) -> Decoded {
+        // Pairs do not overlap, and nothing but a block's first op is jumped to, so the second of a
+        // pair is reached through the first only.
+        let mut at = before + 1;
+        while let Some([first, second, ..]) = self.ops.get_mut(at..) {
+            at += match first.kind.with(second.kind) {
+                Some(pair) => {
+                    first.kind = pair;
+                    2
+                }
+                None => 1,
+            };
+        }
         Decoded {
             entry: head + 1,
             cost: (self.ops.len() - before) as u64,
@@ -232,6 +246,26 @@ mod tests {
         assert_eq!(last.kind, Kind::Fall);
         assert_eq!(last.pc, BASE + 4 * u32::from(BLOCK_LIMIT));
         assert_eq!(last.rd, BLOCK_LIMIT);
+    }
+
+    #[test]
+    fn ops_that_follow_each_other_become_pairs_that_do_not_overlap() {
+        let ram = ram();
+        let view = FastRam::new(&ram);
+        // lw a0, 4(a1) three times, add a0, a0, a0 and jal zero, 0.
+        for (at, raw) in (0..).zip([0x0045_a503, 0x0045_a503, 0x0045_a503, 0x00a5_0533, 0x6f]) {
+            view.store_word(BASE + 4 * at, raw).unwrap();
+        }
+        let mut code = CodeCache::new();
+        let entry = code.translate(view, BASE).entry as usize;
+        let kinds = |kind: fn(Kind) -> Kind| -> Vec<Kind> {
+            let block = &code.ops()[entry..];
+            block.iter().map(|op| kind(op.kind)).collect()
+        };
+        use Kind::{Add, Jal, Lw, LwAdd, LwLw};
+        assert_eq!(kinds(|kind| kind), [LwLw, Lw, LwAdd, Add, Jal]);
+        assert_eq!(kinds(Kind::first), [Lw, Lw, Lw, Add, Jal]);
+        assert_eq!(code.ops()[entry].imm, 4_u32.wrapping_sub(BASE));
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! The fast path: decoded blocks, registers and RAM.
 //!
 //! What belongs here: every instruction that needs nothing but these three. What does not: traps,
-//! CSRs, device registers, time. An op that turns out to need one of them is handed back undone
-//! ([`Exit::Slow`]), so nothing here can fail.
+//! CSRs, device registers, time, accesses that are not aligned. An op that turns out to need one of
+//! them is handed back undone ([`Exit::Slow`]), so nothing here can fail.
+//!
+//! A pair is two ops one after the other with the way from the first to the second left out, which
+//! costs the host as much as a simple op does. Either can be handed back, and is told by its place.
 //!
 //! Instructions are counted where control leaves a block, from the position that each such op
 //! carries: exact, and free between jumps.
@@ -32,6 +35,14 @@ pub(super) struct Stay {
     pub(super) exit: Exit,
 }
 
+/// How the loop ends.
+enum End {
+    /// The op last taken is for the slow path.
+    Slow,
+    /// With a jump, direct or not.
+    Jump { pc: u32, direct: bool },
+}
+
 /// Executes from the op at `entry` (a block's first) until something is in the way, or a jump is
 /// taken with `limit` instructions retired. Between two jumps or falls lie at most
 /// [`BLOCK_LIMIT`](super::code::BLOCK_LIMIT) instructions.
@@ -47,20 +58,13 @@ pub(super) fn execute(
     let mut start = entry as usize;
     let mut rest = ops[start..].iter();
 
-    // The index of the op last taken from `rest`.
-    macro_rules! index {
-        () => {
-            ops.len() - rest.as_slice().len() - 1
-        };
-    }
+    // What ends the loop is made an exit in one place, behind it: the less there is in the loop,
+    // the better its variables keep to the host's registers. For the same reason nothing is called.
     macro_rules! leave {
-        ($pc:expr, $from:expr) => {
-            return Stay {
-                retired,
-                exit: Exit::Jump {
-                    pc: $pc,
-                    from: $from,
-                },
+        ($pc:expr, $direct:expr) => {
+            break End::Jump {
+                pc: $pc,
+                direct: $direct,
             }
         };
     }
@@ -69,22 +73,16 @@ pub(super) fn execute(
         ($op:expr, $position:expr, $pc:expr) => {{
             retired = retired.wrapping_add(u64::from($position));
             if $op.link == 0 || retired >= limit {
-                leave!($pc, Some(index!() as u32));
+                leave!($pc, true);
             }
             start = $op.link as usize;
             rest = ops[start..].iter();
         }};
     }
     macro_rules! slow {
-        () => {{
-            let index = index!();
-            return Stay {
-                retired: retired.wrapping_add((index - start) as u64),
-                exit: Exit::Slow {
-                    index: index as u32,
-                },
-            };
-        }};
+        () => {
+            break End::Slow
+        };
     }
     macro_rules! rs1 {
         ($op:expr) => {
@@ -134,31 +132,119 @@ pub(super) fn execute(
         };
     }
 
-    loop {
-        let Some(op): Option<&Op> = rest.next() else {
-            unreachable!("each block ends in an op that leaves it");
+    macro_rules! jalr {
+        ($op:expr) => {{
+            // Before rd is written: it may be the same register.
+            let target = rs1!($op).wrapping_add($op.imm) & !1;
+            x[usize::from($op.rd)] = $op.link;
+            retired = retired.wrapping_add(u64::from($op.rs2));
+            let entry = code.find(target);
+            if entry == 0 || retired >= limit {
+                leave!(target, false);
+            }
+            start = entry as usize;
+            rest = ops[start..].iter();
+        }};
+    }
+    // What is part of a pair, on its own.
+    macro_rules! one {
+        (Add, $op:expr) => {
+            reg!($op, u32::wrapping_add)
         };
+        (Addi, $op:expr) => {
+            imm!($op, u32::wrapping_add)
+        };
+        (And, $op:expr) => {
+            reg!($op, |a, b| a & b)
+        };
+        (Andi, $op:expr) => {
+            imm!($op, |a, b| a & b)
+        };
+        (Beq, $op:expr) => {
+            branch!($op, |a, b| a == b)
+        };
+        (Bgeu, $op:expr) => {
+            branch!($op, |a, b| a >= b)
+        };
+        (Bltu, $op:expr) => {
+            branch!($op, |a, b| a < b)
+        };
+        (Bne, $op:expr) => {
+            branch!($op, |a, b| a != b)
+        };
+        (Jalr, $op:expr) => {
+            jalr!($op)
+        };
+        (Lbu, $op:expr) => {
+            load!($op, load_byte_at, u32::from)
+        };
+        (Lhu, $op:expr) => {
+            load!($op, load_half_at, u32::from)
+        };
+        (Lui, $op:expr) => {
+            x[usize::from($op.rd)] = $op.imm
+        };
+        (Lw, $op:expr) => {
+            load!($op, load_word_at, |v| v)
+        };
+        (Or, $op:expr) => {
+            reg!($op, |a, b| a | b)
+        };
+        (Sh, $op:expr) => {
+            store!($op, store_half_at, u16)
+        };
+        (Slli, $op:expr) => {
+            imm!($op, u32::wrapping_shl)
+        };
+        (Srli, $op:expr) => {
+            imm!($op, u32::wrapping_shr)
+        };
+        (Sub, $op:expr) => {
+            reg!($op, u32::wrapping_sub)
+        };
+        (Sw, $op:expr) => {
+            store!($op, store_word_at, u32)
+        };
+    }
+    macro_rules! next {
+        () => {{
+            let Some(op): Option<&Op> = rest.next() else {
+                unreachable!("each block ends in an op that leaves it");
+            };
+            op
+        }};
+    }
+    macro_rules! pair {
+        ($op:expr, $first:tt, $second:tt) => {{
+            one!($first, $op);
+            let second = next!();
+            one!($second, second);
+        }};
+    }
+
+    let end = loop {
+        let op = next!();
         match op.kind {
-            Kind::Lui => x[usize::from(op.rd)] = op.imm,
-            Kind::Addi => imm!(op, u32::wrapping_add),
+            Kind::Lui => one!(Lui, op),
+            Kind::Addi => one!(Addi, op),
             Kind::Slti => imm!(op, slt),
             Kind::Sltiu => imm!(op, sltu),
             Kind::Xori => imm!(op, |a, b| a ^ b),
             Kind::Ori => imm!(op, |a, b| a | b),
-            Kind::Andi => imm!(op, |a, b| a & b),
-            Kind::Slli => imm!(op, u32::wrapping_shl),
-            Kind::Srli => imm!(op, u32::wrapping_shr),
+            Kind::Andi => one!(Andi, op),
+            Kind::Slli => one!(Slli, op),
+            Kind::Srli => one!(Srli, op),
             Kind::Srai => imm!(op, sra),
-            Kind::Add => reg!(op, u32::wrapping_add),
-            Kind::Sub => reg!(op, u32::wrapping_sub),
+            Kind::Add => one!(Add, op),
+            Kind::Sub => one!(Sub, op),
             Kind::Sll => reg!(op, u32::wrapping_shl),
             Kind::Slt => reg!(op, slt),
             Kind::Sltu => reg!(op, sltu),
             Kind::Xor => reg!(op, |a, b| a ^ b),
             Kind::Srl => reg!(op, u32::wrapping_shr),
             Kind::Sra => reg!(op, sra),
-            Kind::Or => reg!(op, |a, b| a | b),
-            Kind::And => reg!(op, |a, b| a & b),
+            Kind::Or => one!(Or, op),
+            Kind::And => one!(And, op),
             Kind::Mul => reg!(op, u32::wrapping_mul),
             Kind::Mulh => reg!(op, mulh),
             Kind::Mulhsu => reg!(op, mulhsu),
@@ -167,38 +253,27 @@ pub(super) fn execute(
             Kind::Divu => reg!(op, divu),
             Kind::Rem => reg!(op, rem),
             Kind::Remu => reg!(op, remu),
-            Kind::Lb => load!(op, load_byte, |v: u8| i32::from(v.cast_signed())
+            Kind::Lb => load!(op, load_byte_at, |v: u8| i32::from(v.cast_signed())
                 .cast_unsigned()),
-            Kind::Lh => load!(op, load_half, |v: u16| i32::from(v.cast_signed())
+            Kind::Lh => load!(op, load_half_at, |v: u16| i32::from(v.cast_signed())
                 .cast_unsigned()),
-            Kind::Lw => load!(op, load_word, |v| v),
-            Kind::Lbu => load!(op, load_byte, u32::from),
-            Kind::Lhu => load!(op, load_half, u32::from),
-            Kind::Sb => store!(op, store_byte, u8),
-            Kind::Sh => store!(op, store_half, u16),
-            Kind::Sw => store!(op, store_word, u32),
-            Kind::Beq => branch!(op, |a, b| a == b),
-            Kind::Bne => branch!(op, |a, b| a != b),
+            Kind::Lw => one!(Lw, op),
+            Kind::Lbu => one!(Lbu, op),
+            Kind::Lhu => one!(Lhu, op),
+            Kind::Sb => store!(op, store_byte_at, u8),
+            Kind::Sh => one!(Sh, op),
+            Kind::Sw => one!(Sw, op),
+            Kind::Beq => one!(Beq, op),
+            Kind::Bne => one!(Bne, op),
             Kind::Blt => branch!(op, |a: u32, b: u32| a.cast_signed() < b.cast_signed()),
             Kind::Bge => branch!(op, |a: u32, b: u32| a.cast_signed() >= b.cast_signed()),
-            Kind::Bltu => branch!(op, |a, b| a < b),
-            Kind::Bgeu => branch!(op, |a, b| a >= b),
+            Kind::Bltu => one!(Bltu, op),
+            Kind::Bgeu => one!(Bgeu, op),
             Kind::Jal => {
                 x[usize::from(op.rd)] = op.pc.wrapping_add(u32::from(op.rs2));
                 jump!(op, op.rs1, op.imm);
             }
-            Kind::Jalr => {
-                // Before rd is written: it may be the same register.
-                let target = rs1!(op).wrapping_add(op.imm) & !1;
-                x[usize::from(op.rd)] = op.link;
-                retired = retired.wrapping_add(u64::from(op.rs2));
-                let entry = code.find(target);
-                if entry == 0 || retired >= limit {
-                    leave!(target, None);
-                }
-                start = entry as usize;
-                rest = ops[start..].iter();
-            }
+            Kind::Jalr => one!(Jalr, op),
             Kind::Fall => jump!(op, op.rd, op.pc),
             Kind::Fence => fence(Ordering::SeqCst),
             Kind::AmoSwap
@@ -213,6 +288,54 @@ pub(super) fn execute(
                 Some(old) => x[usize::from(op.rd)] = old,
                 None => slow!(),
             },
+            Kind::LwLw => pair!(op, Lw, Lw),
+            Kind::LwLhu => pair!(op, Lw, Lhu),
+            Kind::LwAddi => pair!(op, Lw, Addi),
+            Kind::LwAdd => pair!(op, Lw, Add),
+            Kind::LwSub => pair!(op, Lw, Sub),
+            Kind::LwSlli => pair!(op, Lw, Slli),
+            Kind::LwBeq => pair!(op, Lw, Beq),
+            Kind::LwBne => pair!(op, Lw, Bne),
+            Kind::LwBltu => pair!(op, Lw, Bltu),
+            Kind::LwBgeu => pair!(op, Lw, Bgeu),
+            Kind::LhuLw => pair!(op, Lhu, Lw),
+            Kind::LhuLhu => pair!(op, Lhu, Lhu),
+            Kind::LhuBne => pair!(op, Lhu, Bne),
+            Kind::LbuAddi => pair!(op, Lbu, Addi),
+            Kind::SwSw => pair!(op, Sw, Sw),
+            Kind::SwSh => pair!(op, Sw, Sh),
+            Kind::SwAddi => pair!(op, Sw, Addi),
+            Kind::SwLw => pair!(op, Sw, Lw),
+            Kind::AddiAddi => pair!(op, Addi, Addi),
+            Kind::AddiAdd => pair!(op, Addi, Add),
+            Kind::AddiAnd => pair!(op, Addi, And),
+            Kind::AddiSlli => pair!(op, Addi, Slli),
+            Kind::AddiLw => pair!(op, Addi, Lw),
+            Kind::AddiSw => pair!(op, Addi, Sw),
+            Kind::AddiSh => pair!(op, Addi, Sh),
+            Kind::AddiBeq => pair!(op, Addi, Beq),
+            Kind::AddiBne => pair!(op, Addi, Bne),
+            Kind::AddiBltu => pair!(op, Addi, Bltu),
+            Kind::AddiBgeu => pair!(op, Addi, Bgeu),
+            Kind::LuiAddi => pair!(op, Lui, Addi),
+            Kind::LuiJalr => pair!(op, Lui, Jalr),
+            Kind::SlliAdd => pair!(op, Slli, Add),
+            Kind::SlliSrli => pair!(op, Slli, Srli),
+            Kind::SlliAddi => pair!(op, Slli, Addi),
+            Kind::AndSlli => pair!(op, And, Slli),
+            Kind::AndiBne => pair!(op, Andi, Bne),
+            Kind::AndiBeq => pair!(op, Andi, Beq),
+            Kind::AddAdd => pair!(op, Add, Add),
+            Kind::AddAddi => pair!(op, Add, Addi),
+            Kind::AddLw => pair!(op, Add, Lw),
+            Kind::AddLhu => pair!(op, Add, Lhu),
+            Kind::AddLbu => pair!(op, Add, Lbu),
+            Kind::AddSw => pair!(op, Add, Sw),
+            Kind::AddSh => pair!(op, Add, Sh),
+            Kind::AddBne => pair!(op, Add, Bne),
+            Kind::SubBltu => pair!(op, Sub, Bltu),
+            Kind::SubAndi => pair!(op, Sub, Andi),
+            Kind::OrBne => pair!(op, Or, Bne),
             Kind::Head
             | Kind::FetchFault
             | Kind::Illegal
@@ -221,7 +344,22 @@ pub(super) fn execute(
             | Kind::Lr
             | Kind::Sc => slow!(),
         }
-    }
+    };
+    // The op last taken from `rest`.
+    let index = ops.len().wrapping_sub(rest.as_slice().len() + 1);
+    let exit = match end {
+        End::Slow => {
+            retired = retired.wrapping_add(index.wrapping_sub(start) as u64);
+            Exit::Slow {
+                index: index as u32,
+            }
+        }
+        End::Jump { pc, direct } => Exit::Jump {
+            pc,
+            from: direct.then_some(index as u32),
+        },
+    };
+    Stay { retired, exit }
 }
 
 fn slt(a: u32, b: u32) -> u32 {

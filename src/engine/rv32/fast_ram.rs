@@ -21,8 +21,8 @@ use super::board;
 use super::op::Kind;
 use crate::memory::Ram;
 
-/// A view of the RAM for the length of a turn. Addresses are bus addresses; every access answers
-/// `None` where not all of its bytes are RAM.
+/// A view of the RAM for the length of a turn. Addresses are bus addresses, places count from the
+/// first byte of RAM; every access answers `None` where not all of its bytes are RAM.
 #[derive(Clone, Copy)]
 pub(super) struct FastRam<'a> {
     start: *mut u8,
@@ -44,13 +44,12 @@ impl<'a> FastRam<'a> {
 
     /// Are all of `count` (1 to 4) bytes from `address` RAM?
     pub(super) fn contains(self, address: u32, count: u32) -> bool {
-        let offset = address.wrapping_sub(board::ram::BASE);
-        u64::from(offset) + u64::from(count) <= u64::from(self.len)
+        u64::from(place(address)) + u64::from(count) <= u64::from(self.len)
     }
 
+    /// The byte at the place `offset`.
     #[inline(always)]
-    fn byte(self, address: u32) -> Option<&'a AtomicU8> {
-        let offset = address.wrapping_sub(board::ram::BASE);
+    fn byte(self, offset: u32) -> Option<&'a AtomicU8> {
         if offset >= self.len {
             return None;
         }
@@ -64,10 +63,9 @@ impl<'a> FastRam<'a> {
         Some(unsafe { AtomicU8::from_ptr(at) })
     }
 
-    /// The aligned half-word at `address`.
+    /// The half-word at the place `offset`, if it is aligned.
     #[inline(always)]
-    fn half(self, address: u32) -> Option<&'a AtomicU16> {
-        let offset = address.wrapping_sub(board::ram::BASE);
+    fn half(self, offset: u32) -> Option<&'a AtomicU16> {
         // Alignment and bound in one comparison: the rotation moves an odd address's low bit to
         // the top, which makes it larger than any length.
         if offset.rotate_right(1) >= self.len >> 1 {
@@ -83,10 +81,9 @@ impl<'a> FastRam<'a> {
         Some(unsafe { AtomicU16::from_ptr(at.cast()) })
     }
 
-    /// The aligned word at `address`.
+    /// The word at the place `offset`, if it is aligned.
     #[inline(always)]
-    fn word(self, address: u32) -> Option<&'a AtomicU32> {
-        let offset = address.wrapping_sub(board::ram::BASE);
+    fn word(self, offset: u32) -> Option<&'a AtomicU32> {
         // As in `half`, with the two low bits.
         if offset.rotate_right(2) >= self.len >> 2 {
             return None;
@@ -102,72 +99,83 @@ impl<'a> FastRam<'a> {
         Some(unsafe { AtomicU32::from_ptr(at.cast()) })
     }
 
+    // Accesses at a place, aligned to their own size.
+
     #[inline(always)]
-    pub(super) fn load_byte(self, address: u32) -> Option<u8> {
-        Some(self.byte(address)?.load(Ordering::Relaxed))
+    pub(super) fn load_byte_at(self, place: u32) -> Option<u8> {
+        Some(self.byte(place)?.load(Ordering::Relaxed))
     }
 
     #[inline(always)]
+    pub(super) fn load_half_at(self, place: u32) -> Option<u16> {
+        Some(u16::from_le(self.half(place)?.load(Ordering::Relaxed)))
+    }
+
+    #[inline(always)]
+    pub(super) fn load_word_at(self, place: u32) -> Option<u32> {
+        Some(u32::from_le(self.word(place)?.load(Ordering::Relaxed)))
+    }
+
+    #[inline(always)]
+    pub(super) fn store_byte_at(self, place: u32, value: u8) -> Option<()> {
+        self.byte(place)?.store(value, Ordering::Relaxed);
+        Some(())
+    }
+
+    #[inline(always)]
+    pub(super) fn store_half_at(self, place: u32, value: u16) -> Option<()> {
+        self.half(place)?.store(value.to_le(), Ordering::Relaxed);
+        Some(())
+    }
+
+    #[inline(always)]
+    pub(super) fn store_word_at(self, place: u32, value: u32) -> Option<()> {
+        self.word(place)?.store(value.to_le(), Ordering::Relaxed);
+        Some(())
+    }
+
+    // Accesses at any address.
+
     pub(super) fn load_half(self, address: u32) -> Option<u16> {
-        match self.half(address) {
-            Some(half) => Some(u16::from_le(half.load(Ordering::Relaxed))),
-            None => self.load_misaligned(address, 2).map(|value| value as u16),
-        }
+        self.load(address, 2).map(|value| value as u16)
     }
 
-    #[inline(always)]
     pub(super) fn load_word(self, address: u32) -> Option<u32> {
-        match self.word(address) {
-            Some(word) => Some(u32::from_le(word.load(Ordering::Relaxed))),
-            None => self.load_misaligned(address, 4),
-        }
+        self.load(address, 4)
     }
 
-    #[inline(always)]
-    pub(super) fn store_byte(self, address: u32, value: u8) -> Option<()> {
-        self.byte(address)?.store(value, Ordering::Relaxed);
-        Some(())
-    }
-
-    #[inline(always)]
-    pub(super) fn store_half(self, address: u32, value: u16) -> Option<()> {
-        match self.half(address) {
-            Some(half) => half.store(value.to_le(), Ordering::Relaxed),
-            None => self.store_misaligned(address, u32::from(value), 2)?,
-        }
-        Some(())
-    }
-
-    #[inline(always)]
-    pub(super) fn store_word(self, address: u32, value: u32) -> Option<()> {
-        match self.word(address) {
-            Some(word) => word.store(value.to_le(), Ordering::Relaxed),
-            None => self.store_misaligned(address, value, 4)?,
-        }
-        Some(())
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn load_misaligned(self, address: u32, count: u32) -> Option<u32> {
-        if !self.contains(address, count) {
-            return None;
-        }
-        (0..count).try_fold(0, |value, i| {
-            let byte = self.load_byte(address.wrapping_add(i))?;
-            Some(value | u32::from(byte) << (8 * i))
+    /// Loads `count` bytes, 1, 2 or 4, at any address.
+    pub(super) fn load(self, address: u32, count: u32) -> Option<u32> {
+        let place = place(address);
+        let aligned = match count {
+            2 => self.load_half_at(place).map(u32::from),
+            4 => self.load_word_at(place),
+            _ => None,
+        };
+        aligned.or_else(|| {
+            self.contains(address, count).then_some(())?;
+            (0..count).try_fold(0, |value, i| {
+                let byte = self.load_byte_at(place.wrapping_add(i))?;
+                Some(value | u32::from(byte) << (8 * i))
+            })
         })
     }
 
-    #[cold]
-    #[inline(never)]
-    fn store_misaligned(self, address: u32, value: u32, count: u32) -> Option<()> {
-        // All or nothing: the check comes before the first byte.
-        if !self.contains(address, count) {
-            return None;
-        }
-        (0..count)
-            .try_for_each(|i| self.store_byte(address.wrapping_add(i), (value >> (8 * i)) as u8))
+    /// Stores the low `count` bytes of `value`, 1, 2 or 4, at any address.
+    pub(super) fn store(self, address: u32, value: u32, count: u32) -> Option<()> {
+        let place = place(address);
+        let aligned = match count {
+            2 => self.store_half_at(place, value as u16),
+            4 => self.store_word_at(place, value),
+            _ => None,
+        };
+        aligned.or_else(|| {
+            // All or nothing: the check comes before the first byte.
+            self.contains(address, count).then_some(())?;
+            (0..count).try_for_each(|i| {
+                self.store_byte_at(place.wrapping_add(i), (value >> (8 * i)) as u8)
+            })
+        })
     }
 
     /// An atomic memory operation on the aligned word at `address`; gives the old value. `None`
@@ -176,7 +184,7 @@ impl<'a> FastRam<'a> {
     /// Always sequentially consistent, which is as strong as `aq` and `rl` together.
     #[inline(never)]
     pub(super) fn amo(self, kind: Kind, address: u32, operand: u32) -> Option<u32> {
-        let word = self.word(address)?;
+        let word = self.word(place(address))?;
         let order = Ordering::SeqCst;
         // Words of the RAM are little-endian whatever the host is.
         let change = |f: &dyn Fn(u32) -> u32| {
@@ -207,13 +215,15 @@ impl<'a> FastRam<'a> {
 
     /// What LR reads: the aligned word at `address`.
     pub(super) fn load_reserved(self, address: u32) -> Option<u32> {
-        Some(u32::from_le(self.word(address)?.load(Ordering::SeqCst)))
+        Some(u32::from_le(
+            self.word(place(address))?.load(Ordering::SeqCst),
+        ))
     }
 
     /// What SC does once there is a reservation: stores `value` if the word still is `expected`.
     /// Says whether it did.
     pub(super) fn store_conditional(self, address: u32, expected: u32, value: u32) -> Option<bool> {
-        let done = self.word(address)?.compare_exchange(
+        let done = self.word(place(address))?.compare_exchange(
             expected.to_le(),
             value.to_le(),
             Ordering::SeqCst,
@@ -221,6 +231,12 @@ impl<'a> FastRam<'a> {
         );
         Some(done.is_ok())
     }
+}
+
+/// Where in RAM an address is; one that is not in RAM is at or beyond its end.
+#[inline(always)]
+fn place(address: u32) -> u32 {
+    address.wrapping_sub(board::ram::BASE)
 }
 
 #[cfg(test)]
@@ -231,6 +247,25 @@ mod tests {
     use crate::memory::DeviceAddress;
 
     const BASE: u32 = board::ram::BASE;
+
+    // What only tests do.
+    impl FastRam<'_> {
+        pub(crate) fn load_byte(self, address: u32) -> Option<u8> {
+            self.load(address, 1).map(|value| value as u8)
+        }
+
+        pub(crate) fn store_byte(self, address: u32, value: u8) -> Option<()> {
+            self.store(address, value.into(), 1)
+        }
+
+        pub(crate) fn store_half(self, address: u32, value: u16) -> Option<()> {
+            self.store(address, value.into(), 2)
+        }
+
+        pub(crate) fn store_word(self, address: u32, value: u32) -> Option<()> {
+            self.store(address, value, 4)
+        }
+    }
 
     fn ram(base: u64, len: u64) -> Arc<Ram> {
         Ram::new("test", DeviceAddress(base), len).unwrap()

@@ -7,7 +7,7 @@
 /// Where a write to `x0` goes: a register slot that nothing reads.
 pub(super) const SINK: u8 = 32;
 
-/// What an op does. The first group always leaves the fast path.
+/// What an op does. The first group always leaves the fast path, the last is made of two.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub(super) enum Kind {
@@ -57,6 +57,8 @@ pub(super) enum Kind {
     Divu,
     Rem,
     Remu,
+    /// Loads and stores: `imm` is the offset, less the address at which RAM begins, so that what
+    /// they add up to is a place in RAM.
     Lb,
     Lh,
     Lw,
@@ -88,9 +90,142 @@ pub(super) enum Kind {
     AmoMax,
     AmoMinu,
     AmoMaxu,
+
+    // Two ops that the interpreter does at once, because they often follow each other: the kind of
+    // the first one says so, and the second one stays what it is.
+    LwLw,
+    LwLhu,
+    LwAddi,
+    LwAdd,
+    LwSub,
+    LwSlli,
+    LwBeq,
+    LwBne,
+    LwBltu,
+    LwBgeu,
+    LhuLw,
+    LhuLhu,
+    LhuBne,
+    LbuAddi,
+    SwSw,
+    SwSh,
+    SwAddi,
+    SwLw,
+    AddiAddi,
+    AddiAdd,
+    AddiAnd,
+    AddiSlli,
+    AddiLw,
+    AddiSw,
+    AddiSh,
+    AddiBeq,
+    AddiBne,
+    AddiBltu,
+    AddiBgeu,
+    LuiAddi,
+    LuiJalr,
+    SlliAdd,
+    SlliSrli,
+    SlliAddi,
+    AndSlli,
+    AndiBne,
+    AndiBeq,
+    AddAdd,
+    AddAddi,
+    AddLw,
+    AddLhu,
+    AddLbu,
+    AddSw,
+    AddSh,
+    AddBne,
+    SubBltu,
+    SubAndi,
+    OrBne,
+}
+
+/// Says of each pair what it is made of.
+macro_rules! pairs {
+    ($($pair:ident = $first:ident $second:ident,)*) => {
+        impl Kind {
+            /// Both kinds at once, if that is a kind.
+            pub(super) fn with(self, next: Self) -> Option<Self> {
+                match (self, next) {
+                    $((Self::$first, Self::$second) => Some(Self::$pair),)*
+                    _ => None,
+                }
+            }
+
+            /// The first of a pair; any other kind is itself.
+            pub(super) fn first(self) -> Self {
+                match self {
+                    $(Self::$pair => Self::$first,)*
+                    other => other,
+                }
+            }
+        }
+    };
+}
+
+pairs! {
+    LwLw = Lw Lw,
+    LwLhu = Lw Lhu,
+    LwAddi = Lw Addi,
+    LwAdd = Lw Add,
+    LwSub = Lw Sub,
+    LwSlli = Lw Slli,
+    LwBeq = Lw Beq,
+    LwBne = Lw Bne,
+    LwBltu = Lw Bltu,
+    LwBgeu = Lw Bgeu,
+    LhuLw = Lhu Lw,
+    LhuLhu = Lhu Lhu,
+    LhuBne = Lhu Bne,
+    LbuAddi = Lbu Addi,
+    SwSw = Sw Sw,
+    SwSh = Sw Sh,
+    SwAddi = Sw Addi,
+    SwLw = Sw Lw,
+    AddiAddi = Addi Addi,
+    AddiAdd = Addi Add,
+    AddiAnd = Addi And,
+    AddiSlli = Addi Slli,
+    AddiLw = Addi Lw,
+    AddiSw = Addi Sw,
+    AddiSh = Addi Sh,
+    AddiBeq = Addi Beq,
+    AddiBne = Addi Bne,
+    AddiBltu = Addi Bltu,
+    AddiBgeu = Addi Bgeu,
+    LuiAddi = Lui Addi,
+    LuiJalr = Lui Jalr,
+    SlliAdd = Slli Add,
+    SlliSrli = Slli Srli,
+    SlliAddi = Slli Addi,
+    AndSlli = And Slli,
+    AndiBne = Andi Bne,
+    AndiBeq = Andi Beq,
+    AddAdd = Add Add,
+    AddAddi = Add Addi,
+    AddLw = Add Lw,
+    AddLhu = Add Lhu,
+    AddLbu = Add Lbu,
+    AddSw = Add Sw,
+    AddSh = Add Sh,
+    AddBne = Add Bne,
+    SubBltu = Sub Bltu,
+    SubAndi = Sub Andi,
+    OrBne = Or Bne,
 }
 
 impl Kind {
+    /// Does the op load or store at `rs1` and an offset?
+    pub(super) fn is_access(self) -> bool {
+        matches!(
+            self,
+            Self::Lb | Self::Lh | Self::Lw | Self::Lbu | Self::Lhu | Self::Sb | Self::Sh | Self::Sw
+        )
+    }
+
     /// Is the op the last of its block? Nothing after it would be reached from it.
     pub(super) fn ends_block(self) -> bool {
         matches!(

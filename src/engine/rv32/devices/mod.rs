@@ -34,6 +34,16 @@ pub(super) enum Width {
     Word,
 }
 
+impl Width {
+    pub(in crate::engine::rv32) fn bytes(self) -> u32 {
+        match self {
+            Self::Byte => 1,
+            Self::Half => 2,
+            Self::Word => 4,
+        }
+    }
+}
+
 /// What a store means for the core as a whole.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Effect {
