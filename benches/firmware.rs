@@ -273,7 +273,7 @@ fn main() {
         "{:<10}{:>8}{:>7}{:>14}{:>14}{:>20}{:>12}{:>8}",
         "", "payload", "batch", "instructions", "ns a message", "", "ns/instr.", "kicks"
     );
-    for event_idx in [false] {
+    for event_idx in [false, true] {
         let mut bench = Bench::new(event_idx);
         for payload in [0, 48, 496] {
             for batch in [1, 32, 256] {

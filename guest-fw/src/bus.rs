@@ -21,19 +21,21 @@
 use core::fmt;
 use core::sync::atomic::{Ordering, fence};
 
-use crate::memory::{Span, Window};
+use crate::memory::{Copies, Slot, Span, Window};
 use crate::rpmsg::{self, Announcement, Header};
-use crate::table::{FEATURE_NAME_SERVICE, VdevEntry};
+use crate::table::{FEATURE_EVENT_IDX, FEATURE_NAME_SERVICE, VdevEntry};
 use crate::text::Shown;
-use crate::virtqueue::{Broken, Buffer, Direction, Lengths, Malformed, Queue, Unusable};
+use crate::virtqueue::{Broken, Buffer, Direction, Expected, Malformed, Notify, Queue, Unusable};
 
 /// Buffers towards the driver: any answer fits.
-const TO_DRIVER: Lengths = Lengths {
+const TO_DRIVER: Expected = Expected {
+    direction: Direction::ToDriver,
     min: rpmsg::BUFFER_SIZE,
     max: u32::MAX,
 };
 /// Buffers from the driver: a header at least.
-const FROM_DRIVER: Lengths = Lengths {
+const FROM_DRIVER: Expected = Expected {
+    direction: Direction::FromDriver,
     min: rpmsg::HEADER_SIZE,
     max: rpmsg::BUFFER_SIZE,
 };
@@ -41,9 +43,13 @@ const FROM_DRIVER: Lengths = Lengths {
 /// What the bus needs of its surroundings.
 pub trait Host {
     /// Kicks the host on the vring with this notify id.
-    fn kick(&mut self, notify_id: u32);
+    fn kick(&self, notify_id: u32);
+    /// Makes the copies, all of them, and leaves none.
+    fn copy(&self, copies: &mut Copies) {
+        copies.make();
+    }
     /// Writes a line to the trace.
-    fn trace(&mut self, text: fmt::Arguments<'_>);
+    fn trace(&self, text: fmt::Arguments<'_>);
 }
 
 /// There is no buffer towards the driver now.
@@ -67,6 +73,29 @@ pub trait Service {
 
     /// The rings are new: what was remembered about unfinished messages is void.
     fn driver_up(&mut self) {}
+
+    /// Takes a message and those behind it as far as they are for the same endpoint. Not for an
+    /// image to write: it is here so that the loop is compiled for each service, with its
+    /// `receive` inside.
+    fn serve(&mut self, first: Incoming, out: &mut Outbox<'_>) -> Served {
+        let mut incoming = first;
+        loop {
+            let turn = if out.has_room() {
+                self.receive(&incoming.message, out)
+            } else {
+                Turn::Later
+            };
+            match turn {
+                Turn::Done => out.rings.from_driver.give_back(incoming.head, 0),
+                Turn::Later => return out.later(incoming),
+            }
+            match out.next_message() {
+                Ok(next) if next.message.dst == incoming.message.dst => incoming = next,
+                Ok(next) => return Served::Other(next),
+                Err(end) => return Served::End(end),
+            }
+        }
+    }
 }
 
 /// A local address with a name that is announced, and what serves it.
@@ -103,7 +132,7 @@ pub struct Message {
 pub enum Payload<'a> {
     /// Bytes of this side.
     Bytes(&'a [u8]),
-    /// Bytes in a buffer of the driver, copied straight to another one.
+    /// Bytes in a buffer of the driver, copied straight to another one, at the end of the batch.
     Shared(Span),
 }
 
@@ -117,7 +146,7 @@ impl Payload<'_> {
 }
 
 /// Things that happened, each worth a line in the trace now and then.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Counts {
     received: u32,
     sent: u32,
@@ -134,11 +163,49 @@ fn notable(count: &mut u32) -> bool {
     count.is_power_of_two()
 }
 
+/// A buffer towards the driver.
+#[derive(Clone, Copy)]
+struct Outgoing {
+    /// As it goes into the ring.
+    head: u32,
+    bytes: Slot<{ rpmsg::BUFFER_SIZE }>,
+}
+
+impl Outgoing {
+    #[inline(always)]
+    fn new(buffer: Buffer) -> Option<Self> {
+        let Buffer { head, bytes } = buffer;
+        Some(Self {
+            head: head.into(),
+            bytes: bytes.slot(0)?,
+        })
+    }
+}
+
 /// A message taken from the driver that is not dealt with yet.
-struct Current {
-    head: u16,
-    endpoint: usize,
+pub struct Incoming {
+    /// As it goes into the ring.
+    head: u32,
     message: Message,
+}
+
+/// How a run of messages ended.
+pub enum Served {
+    /// With a message for somebody else.
+    Other(Incoming),
+    /// With no more to be served.
+    End(End),
+}
+
+/// Why no more messages can be served.
+#[derive(Clone, Copy)]
+pub enum End {
+    /// There are none.
+    Empty,
+    /// There is no buffer for an answer.
+    Full,
+    /// A ring is broken.
+    Broken,
 }
 
 /// The rings of a driver that is up.
@@ -148,9 +215,11 @@ struct Rings {
     to_driver: Queue,
     from_driver: Queue,
     /// Taken from `to_driver` and not used yet.
-    spare: Option<Buffer>,
+    spare: Option<Outgoing>,
     /// Taken from `from_driver` and not given back yet.
-    current: Option<Current>,
+    current: Option<Incoming>,
+    /// To be made before anything is given back for others to see.
+    copies: Copies,
     /// Endpoints announced so far.
     announced: usize,
     /// Left alone until they are new.
@@ -161,11 +230,11 @@ struct Rings {
     clippy::large_enum_variant,
     reason = "there is one of them, and no heap"
 )]
-enum Link {
+enum Link<'a> {
     Down,
     /// The driver is up, but its rings cannot be used; so said in the trace, once.
     Refused([u32; 2]),
-    Up(Rings),
+    Up(Outbox<'a>),
 }
 
 /// What the firmware waits for when it has nothing more to do.
@@ -181,12 +250,15 @@ enum Wants {
 struct Stop;
 
 /// The way out for an endpoint that was given a message.
-pub struct Outbox<'b> {
-    entry: &'b VdevEntry,
-    window: &'b Window,
-    host: &'b mut dyn Host,
-    rings: &'b mut Rings,
-    counts: &'b mut Counts,
+///
+/// It has the rings in itself, not behind a reference: the compiler then knows that what is written
+/// to shared memory does not change them.
+pub struct Outbox<'a> {
+    entry: VdevEntry,
+    window: Window,
+    host: &'a dyn Host,
+    rings: Rings,
+    counts: Counts,
 }
 
 impl Outbox<'_> {
@@ -194,7 +266,7 @@ impl Outbox<'_> {
     ///
     /// # Errors
     /// [`Full`], and nothing was sent.
-    #[inline]
+    #[inline(always)]
     pub fn reply(&mut self, message: &Message, payload: Payload<'_>) -> Result<(), Full> {
         self.send(message.dst, message.src, payload)
     }
@@ -203,23 +275,26 @@ impl Outbox<'_> {
     ///
     /// # Errors
     /// [`Full`], and nothing was sent.
-    #[inline]
+    #[inline(always)]
     pub fn send(&mut self, src: u32, dst: u32, payload: Payload<'_>) -> Result<(), Full> {
+        let buffer = match self.rings.spare.take() {
+            Some(buffer) => buffer,
+            None => {
+                self.look_for_room();
+                self.rings.spare.take().ok_or(Full)?
+            }
+        };
         let len = payload.len();
         if len > rpmsg::MTU {
+            self.rings.spare = Some(buffer);
             self.too_long();
             return Ok(());
         }
-        if !self.has_room() {
-            return Err(Full);
-        }
-        let Some(buffer) = self.rings.spare.take() else {
-            return Err(Full);
-        };
-        // Buffers are BUFFER_SIZE or they are not taken, so there is room for header and payload.
-        let Some(place) = buffer.bytes.part(rpmsg::HEADER_SIZE, len) else {
-            return Err(Full);
-        };
+        // No longer than the MTU, so there is room.
+        let place = buffer
+            .bytes
+            .part::<{ rpmsg::HEADER_SIZE }>(len)
+            .ok_or(Full)?;
         Header {
             src,
             dst,
@@ -228,36 +303,58 @@ impl Outbox<'_> {
         .write(buffer.bytes);
         match payload {
             Payload::Bytes(bytes) => place.write_bytes(bytes),
-            Payload::Shared(span) => place.copy_from(span),
+            Payload::Shared(span) => {
+                if !self.rings.copies.add(place, span) {
+                    self.copy_now(place, span);
+                }
+            }
         }
-        self.rings
-            .to_driver
-            .give_back(buffer.head, rpmsg::HEADER_SIZE + len);
-        self.counts.sent = self.counts.sent.wrapping_add(1);
+        let written = rpmsg::HEADER_SIZE + len;
+        self.rings.to_driver.give_back(buffer.head, written);
         Ok(())
+    }
+
+    /// Makes the copies that were put off, and one more.
+    #[cold]
+    #[inline(never)]
+    fn copy_now(&mut self, to: Span, from: Span) {
+        self.host.copy(&mut self.rings.copies);
+        to.copy_from(from);
     }
 
     /// Is there a buffer for one more message?
     #[inline(always)]
     pub fn has_room(&mut self) -> bool {
-        self.rings.spare.is_some() || self.take_spare()
+        // Put back in any case: what follows is then known to find it, and found in a register.
+        self.rings.spare = match self.rings.spare {
+            Some(buffer) => Some(buffer),
+            None => match self.rings.to_driver.peek(&self.window, TO_DRIVER) {
+                Ok(Some(Ok(buffer))) => {
+                    self.rings.to_driver.advance();
+                    Outgoing::new(buffer)
+                }
+                _ => {
+                    self.look_for_room();
+                    self.rings.spare
+                }
+            },
+        };
+        self.rings.spare.is_some()
     }
 
-    /// Takes a buffer towards the driver to have at hand.
+    /// Takes a buffer towards the driver to have at hand, if there is a good one.
+    #[cold]
     #[inline(never)]
-    fn take_spare(&mut self) -> bool {
+    fn look_for_room(&mut self) {
         loop {
-            match self.rings.to_driver.take(self.window, TO_DRIVER) {
-                Ok(None) => return false,
+            match self.rings.to_driver.take(&self.window, TO_DRIVER) {
+                Ok(None) => return,
                 Ok(Some(Ok(buffer))) => {
-                    self.rings.spare = Some(buffer);
-                    return true;
+                    self.rings.spare = Outgoing::new(buffer);
+                    return;
                 }
                 Ok(Some(Err(malformed))) => self.malformed_buffer(malformed),
-                Err(Broken) => {
-                    self.broke("towards");
-                    return false;
-                }
+                Err(Broken) => return self.broke("towards"),
             }
         }
     }
@@ -296,6 +393,8 @@ impl Outbox<'_> {
         }
         if let Some(head) = head {
             self.rings.from_driver.give_back(head, 0);
+            // All that is given back counts as received; this was none.
+            self.counts.received = self.counts.received.wrapping_sub(1);
         }
     }
 
@@ -307,9 +406,19 @@ impl Outbox<'_> {
 
     /// Publishes and kicks, if the rings are still those that this was meant for.
     fn publish(&mut self) -> Result<(), Stop> {
-        if !self.rings.intact(self.entry) {
+        if !self.rings.intact(&self.entry) {
+            self.rings.copies.forget();
             return Err(Stop);
         }
+        if !self.rings.copies.is_empty() {
+            self.host.copy(&mut self.rings.copies);
+        }
+        let count = |count: &mut u32, more: u16| *count = count.wrapping_add(u32::from(more));
+        count(&mut self.counts.sent, self.rings.to_driver.unpublished());
+        count(
+            &mut self.counts.received,
+            self.rings.from_driver.unpublished(),
+        );
         if self.rings.to_driver.publish() {
             self.host.kick(self.rings.notify_ids[0]);
         }
@@ -362,43 +471,51 @@ impl Outbox<'_> {
                 Ok(Wants::Buffers)
             };
         }
+        let mut served = match self.rings.current.take() {
+            Some(incoming) => Served::Other(incoming),
+            None => self.next_message().map_or_else(Served::End, Served::Other),
+        };
         loop {
-            let current = match self.rings.current.take() {
-                Some(current) => current,
-                None => match self.next_message(endpoints)? {
-                    Some(current) => current,
-                    None => return Ok(Wants::Messages),
-                },
+            let incoming = match served {
+                Served::Other(incoming) => incoming,
+                Served::End(End::Empty) => return Ok(Wants::Messages),
+                Served::End(End::Full) => return Ok(Wants::Buffers),
+                Served::End(End::Broken) => return Err(Stop),
             };
-            let turn = if self.has_room() {
-                endpoints[current.endpoint]
-                    .service
-                    .receive(&current.message, self)
-            } else {
-                Turn::Later
-            };
-            if self.rings.broken {
-                return Err(Stop);
-            }
-            match turn {
-                Turn::Done => self.rings.from_driver.give_back(current.head, 0),
-                Turn::Later => {
-                    self.rings.current = Some(current);
-                    // Without this, a service that says Later while there is room would end in a
-                    // wait that nothing ends.
-                    if !self.has_room() {
-                        return Ok(Wants::Buffers);
-                    }
+            let dst = incoming.message.dst;
+            let endpoint = endpoints.iter_mut().find(|known| known.address == dst);
+            served = match endpoint {
+                Some(endpoint) => endpoint.service.serve(incoming, self),
+                None => {
+                    self.for_nobody(&incoming.message);
+                    self.rings.from_driver.give_back(incoming.head, 0);
+                    self.next_message().map_or_else(Served::End, Served::Other)
                 }
-            }
+            };
         }
     }
 
-    /// The next message that is for somebody.
+    /// The message has to wait, if there is no room for an answer indeed.
+    #[cold]
+    #[inline(never)]
+    fn later(&mut self, incoming: Incoming) -> Served {
+        // Without this, a service that says Later while there is room would end in a wait that
+        // nothing ends.
+        if self.has_room() {
+            return Served::Other(incoming);
+        }
+        if self.rings.broken {
+            return Served::End(End::Broken);
+        }
+        self.rings.current = Some(incoming);
+        Served::End(End::Full)
+    }
+
+    /// The next message.
     #[inline(always)]
-    fn next_message(&mut self, endpoints: &[Endpoint<'_>]) -> Result<Option<Current>, Stop> {
+    fn next_message(&mut self) -> Result<Incoming, End> {
         loop {
-            let buffer = match self.rings.from_driver.take(self.window, FROM_DRIVER) {
+            let buffer = match self.rings.from_driver.take(&self.window, FROM_DRIVER) {
                 Ok(Some(Ok(buffer))) => buffer,
                 Ok(Some(Err(Malformed::Descriptor(head)))) => {
                     self.malformed_message(Some(head), "bad descriptor");
@@ -408,34 +525,24 @@ impl Outbox<'_> {
                     self.malformed_message(None, "no such descriptor");
                     continue;
                 }
-                Ok(None) => return Ok(None),
+                Ok(None) => return Err(End::Empty),
                 Err(Broken) => {
                     self.broke("from");
-                    return Err(Stop);
+                    return Err(End::Broken);
                 }
             };
             let Some((header, payload)) = Header::read(buffer.bytes) else {
                 self.malformed_message(Some(buffer.head), "longer than its buffer");
                 continue;
             };
-            self.counts.received = self.counts.received.wrapping_add(1);
-            let message = Message {
-                src: header.src,
-                dst: header.dst,
-                payload,
-            };
-            let found = endpoints
-                .iter()
-                .position(|known| known.address == header.dst);
-            if let Some(endpoint) = found {
-                return Ok(Some(Current {
-                    head: buffer.head,
-                    endpoint,
-                    message,
-                }));
-            }
-            self.for_nobody(&message);
-            self.rings.from_driver.give_back(buffer.head, 0);
+            return Ok(Incoming {
+                head: u32::from(buffer.head),
+                message: Message {
+                    src: header.src,
+                    dst: header.dst,
+                    payload,
+                },
+            });
         }
     }
 
@@ -472,11 +579,15 @@ impl Rings {
     /// The rings that `entry` speaks of.
     fn open(entry: &VdevEntry, window: &Window, endpoints: usize) -> Result<Self, (u32, Unusable)> {
         let vrings = [entry.vring(0), entry.vring(1)];
-        let to_driver =
-            Queue::new(window, &vrings[0], Direction::ToDriver).map_err(|why| (0, why))?;
-        let from_driver =
-            Queue::new(window, &vrings[1], Direction::FromDriver).map_err(|why| (1, why))?;
-        let name_service = entry.gfeatures() & FEATURE_NAME_SERVICE != 0;
+        let features = entry.gfeatures();
+        let notify = if features & FEATURE_EVENT_IDX != 0 {
+            Notify::ByIndex
+        } else {
+            Notify::ByFlags
+        };
+        let to_driver = Queue::new(window, &vrings[0], notify).map_err(|why| (0, why))?;
+        let from_driver = Queue::new(window, &vrings[1], notify).map_err(|why| (1, why))?;
+        let name_service = features & FEATURE_NAME_SERVICE != 0;
         Ok(Self {
             places: vrings.map(|vring| vring.da),
             notify_ids: vrings.map(|vring| vring.notify_id),
@@ -484,6 +595,7 @@ impl Rings {
             from_driver,
             spare: None,
             current: None,
+            copies: Copies::default(),
             announced: if name_service { 0 } else { endpoints },
             broken: false,
         })
@@ -493,7 +605,7 @@ impl Rings {
     #[inline]
     fn intact(&self, entry: &VdevEntry) -> bool {
         entry.driver_ok()
-            && self.places == [entry.vring_da(0), entry.vring_da(1)]
+            && self.places == entry.vring_das()
             && !self.to_driver.made_anew()
             && !self.from_driver.made_anew()
     }
@@ -514,22 +626,23 @@ impl Rings {
 }
 
 /// One vdev, its rings and its endpoints.
-pub struct Bus<'a, H: Host> {
+pub struct Bus<'a, 'h> {
     entry: VdevEntry,
     window: Window,
     endpoints: &'a mut [Endpoint<'a>],
-    host: H,
-    link: Link,
+    host: &'h dyn Host,
+    link: Link<'h>,
+    /// As of the last time that the driver went away.
     counts: Counts,
 }
 
-impl<'a, H: Host> Bus<'a, H> {
+impl<'a, 'h> Bus<'a, 'h> {
     /// The bus of the vdev `entry`, whose rings and buffers lie in `window`.
     pub fn new(
         entry: VdevEntry,
         window: Window,
         endpoints: &'a mut [Endpoint<'a>],
-        host: H,
+        host: &'h dyn Host,
     ) -> Self {
         Self {
             entry,
@@ -546,29 +659,22 @@ impl<'a, H: Host> Bus<'a, H> {
     pub fn poll(&mut self) {
         loop {
             self.follow_status();
-            let Link::Up(rings) = &mut self.link else {
+            let Link::Up(out) = &mut self.link else {
                 return;
             };
-            if rings.broken {
+            if out.rings.broken {
                 return;
             }
-            rings.listen(None);
-            let mut out = Outbox {
-                entry: &self.entry,
-                window: &self.window,
-                host: &mut self.host,
-                rings,
-                counts: &mut self.counts,
-            };
+            out.rings.listen(None);
             let worked = out.work(self.endpoints);
             let published = out.publish();
             let (Ok(wants), Ok(())) = (worked, published) else {
                 continue;
             };
-            rings.listen(Some(wants));
+            out.rings.listen(Some(wants));
             // The driver writes its index and then looks at the flag; this is the other half.
             fence(Ordering::SeqCst);
-            if !rings.has_news(wants) {
+            if !out.rings.has_news(wants) {
                 return;
             }
         }
@@ -578,7 +684,6 @@ impl<'a, H: Host> Bus<'a, H> {
     fn follow_status(&mut self) {
         if !self.entry.driver_ok() {
             if !matches!(self.link, Link::Down) {
-                self.link = Link::Down;
                 self.down("the driver is gone");
             }
             return;
@@ -587,13 +692,10 @@ impl<'a, H: Host> Bus<'a, H> {
         fence(Ordering::Acquire);
         match &self.link {
             Link::Down => {}
-            Link::Up(rings) if rings.intact(&self.entry) => return,
-            Link::Up(_) => {
-                self.link = Link::Down;
-                self.down("the rings are new");
-            }
+            Link::Up(out) if out.rings.intact(&self.entry) => return,
+            Link::Up(_) => self.down("the rings are new"),
             Link::Refused(places) => {
-                if *places == [self.entry.vring_da(0), self.entry.vring_da(1)] {
+                if *places == self.entry.vring_das() {
                     return;
                 }
             }
@@ -617,15 +719,20 @@ impl<'a, H: Host> Bus<'a, H> {
                     rings.to_driver.size(),
                     rings.from_driver.size(),
                 ));
-                self.link = Link::Up(rings);
+                self.link = Link::Up(Outbox {
+                    entry: self.entry,
+                    window: self.window,
+                    host: self.host,
+                    rings,
+                    counts: self.counts,
+                });
             }
             Err((index, why)) => {
                 let vring = self.entry.vring(index);
                 self.host.trace(format_args!(
                     "vring {index} cannot be used ({why:?}): {vring:x?}"
                 ));
-                let places = [self.entry.vring_da(0), self.entry.vring_da(1)];
-                self.link = Link::Refused(places);
+                self.link = Link::Refused(self.entry.vring_das());
             }
         }
     }
@@ -633,6 +740,10 @@ impl<'a, H: Host> Bus<'a, H> {
     #[cold]
     #[inline(never)]
     fn down(&mut self, why: &str) {
+        if let Link::Up(out) = &self.link {
+            self.counts = out.counts;
+        }
+        self.link = Link::Down;
         let Counts { received, sent, .. } = self.counts;
         self.host.trace(format_args!(
             "vdev down: {why}; {received} message(s) received and {sent} sent so far"

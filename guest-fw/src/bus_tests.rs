@@ -24,11 +24,11 @@ struct Log {
 struct Recorder(Rc<RefCell<Log>>);
 
 impl Host for Recorder {
-    fn kick(&mut self, notify_id: u32) {
+    fn kick(&self, notify_id: u32) {
         self.0.borrow_mut().kicks.push(notify_id);
     }
 
-    fn trace(&mut self, text: fmt::Arguments<'_>) {
+    fn trace(&self, text: fmt::Arguments<'_>) {
         self.0.borrow_mut().lines.push(text.to_string());
     }
 }
@@ -96,12 +96,12 @@ impl Driver {
         driver
     }
 
-    fn bus<'a>(&self, endpoints: &'a mut [Endpoint<'a>]) -> Bus<'a, Recorder> {
+    fn bus<'a>(&self, endpoints: &'a mut [Endpoint<'a>]) -> Bus<'a, 'static> {
         Bus::new(
             VdevEntry::new(self.entry),
             self.window,
             endpoints,
-            self.log.clone(),
+            Box::leak(Box::new(self.log.clone())),
         )
     }
 
@@ -136,13 +136,13 @@ impl Driver {
         let head = self.sent % 256;
         self.sent = self.sent.wrapping_add(1);
         let address = self.buffer(256 + head);
-        let bytes = self.window.span(u64::from(address), 512).unwrap();
+        let bytes = self.window.span(address, 512).unwrap();
         Header {
             src,
             dst,
             len: payload.len() as u16,
         }
-        .write(bytes);
+        .write(bytes.slot(0).unwrap());
         bytes.part(16, 496).unwrap().write_bytes(payload);
         self.send
             .describe(head, u64::from(address), 16 + payload.len() as u32, 0);
@@ -151,10 +151,7 @@ impl Driver {
 
     fn receive(&mut self) -> Option<(u32, u32, Vec<u8>)> {
         let (head, len) = self.receive.collect()?;
-        let bytes = self
-            .window
-            .span(u64::from(self.buffer(head as u16)), len)
-            .unwrap();
+        let bytes = self.window.span(self.buffer(head as u16), len).unwrap();
         let (header, payload) = Header::read(bytes).unwrap();
         assert_eq!(
             len,
@@ -239,6 +236,61 @@ fn messages_are_answered_to_their_sender_with_one_kick_a_ring_and_batch() {
         None,
         "without the feature there are no announcements"
     );
+}
+
+#[test]
+fn a_batch_of_more_copies_than_can_be_put_off_is_answered_whole() {
+    let mut driver = Driver::new();
+    driver.post(200);
+    driver.driver_ok(0);
+    let mut echo = Echo;
+    let mut endpoints = [Endpoint::new("rpmsg-raw", 1024, &mut echo)];
+    let mut bus = driver.bus(&mut endpoints);
+    const { assert!(200 > 2 * Copies::LIMIT) };
+    for number in 0..200_u8 {
+        driver.send(number.into(), 1024, &[number; 100]);
+    }
+    bus.poll();
+    for number in 0..200_u8 {
+        let answer = (1024, u32::from(number), vec![number; 100]);
+        assert_eq!(driver.receive(), Some(answer));
+    }
+    assert_eq!(driver.sent_back(), 200);
+}
+
+#[test]
+fn with_event_idx_each_side_hears_of_what_it_waits_for() {
+    let mut driver = Driver::new();
+    driver.post(2);
+    driver.driver_ok(FEATURE_EVENT_IDX);
+    let mut echo = Echo;
+    let mut endpoints = [Endpoint::new("rpmsg-raw", 1024, &mut echo)];
+    let mut bus = driver.bus(&mut endpoints);
+    // The driver wants to hear of the second answer, and not of what it gets back.
+    driver.receive.name_used_event(1);
+    driver.send.name_used_event(200);
+    bus.poll();
+    assert_eq!(driver.send.avail_event(), 0, "it waits for messages");
+    driver.send(9, 1024, b"1");
+    bus.poll();
+    assert!(driver.kicks().is_empty());
+    assert_eq!(driver.send.avail_event(), 1);
+    for _ in 0..3 {
+        driver.send(9, 1024, b"2");
+    }
+    bus.poll();
+    assert_eq!(driver.kicks(), [4]);
+    assert_eq!(
+        (driver.send.avail_event(), driver.receive.avail_event()),
+        (1, 2),
+        "it waits for buffers, and for nothing else"
+    );
+    driver.post(2);
+    bus.poll();
+    assert_eq!(driver.send.avail_event(), 4);
+    for _ in 0..4 {
+        assert!(driver.receive().is_some());
+    }
 }
 
 #[test]
@@ -416,7 +468,7 @@ fn a_reset_in_the_middle_of_a_batch_leaves_the_new_rings_alone() {
     bus.poll();
     let mut index = [0; 2];
     for (queue, index) in [&driver.receive, &driver.send].into_iter().zip(&mut index) {
-        let used = driver.window.span(u64::from(queue.da) + 8192, 8).unwrap();
+        let used = driver.window.span(queue.da + 8192, 8).unwrap();
         *index = used.read_u16(2);
     }
     assert_eq!(index, [0, 0]);
@@ -463,13 +515,13 @@ fn malformed_messages_are_given_back_counted_and_not_answered() {
     }
     driver.send.offer(256);
     // A header that claims one byte more than the descriptor has.
-    let bytes = driver.window.span(good, 512).unwrap();
+    let bytes = driver.window.span(good as u32, 512).unwrap();
     Header {
         src: 5,
         dst: 1024,
         len: 5,
     }
-    .write(bytes);
+    .write(bytes.slot(0).unwrap());
     driver.send.describe(201, good, 20, 0);
     driver.send.offer(201);
     driver.send(5, 1024, b"fine");

@@ -4,9 +4,10 @@
 //!
 //! # Waking without losing a kick
 //! Interrupts are never taken. The mailbox's line goes through the interrupt controller to the
-//! hart, where it ends a wait. After waking: claim the source, clear the mailbox, complete the
-//! source, look at the rings. A kick that arrives after the clearing raises the line again and
-//! ends the next wait at once; one that arrives before it is in the rings that are looked at.
+//! hart, where it ends a wait. After waking: clear the mailbox, look at the rings. A kick that
+//! arrives after the clearing raises the line again and ends the next wait at once; one that
+//! arrives before it is in the rings that are looked at. The source is never claimed: the line is
+//! what is waited for, and it falls with the clearing.
 
 #![allow(unsafe_code)]
 
@@ -15,8 +16,8 @@ use core::fmt;
 use crate::board::ram;
 use crate::bus::{Bus, Endpoint, Host};
 use crate::layout;
-use crate::memory::{Span, Window};
-use crate::registers::{hart, mailbox, plic};
+use crate::memory::{Copies, Span, Window};
+use crate::registers::{copier, hart, mailbox, plic};
 use crate::start::probe;
 use crate::table::VdevEntry;
 use crate::trace;
@@ -51,7 +52,15 @@ impl Board {
                 hart::wait();
             }
         }
-        let mut bus = Bus::new(VdevEntry::of_image(), shared_ram(), endpoints, Surroundings);
+        let surroundings = Surroundings {
+            copier: copier::exists(),
+        };
+        let mut bus = Bus::new(
+            VdevEntry::of_image(),
+            shared_ram(),
+            endpoints,
+            &surroundings,
+        );
         mailbox::enable_all();
         plic::enable_mailbox();
         hart::wake_on_external();
@@ -90,28 +99,30 @@ fn shared_ram() -> Window {
 /// Waits until the host has kicked, and takes all kicks.
 fn wait_for_kick() {
     loop {
-        if !mailbox::kicked() {
-            hart::wait();
-        }
-        let source = plic::claim();
-        let kicked = mailbox::take();
-        if source != 0 {
-            plic::complete(source);
-        }
-        if kicked {
+        hart::wait();
+        if mailbox::take() {
             return;
         }
     }
 }
 
-struct Surroundings;
+struct Surroundings {
+    copier: bool,
+}
 
 impl Host for Surroundings {
-    fn kick(&mut self, notify_id: u32) {
+    fn kick(&self, notify_id: u32) {
         mailbox::kick(notify_id);
     }
 
-    fn trace(&mut self, text: fmt::Arguments<'_>) {
+    fn copy(&self, copies: &mut Copies) {
+        // Spans are RAM and no longer than a ring's buffers, so a copier has no reason to refuse.
+        if !(self.copier && copier::make(copies)) {
+            copies.make();
+        }
+    }
+
+    fn trace(&self, text: fmt::Arguments<'_>) {
         trace::write(text);
     }
 }

@@ -45,6 +45,7 @@ impl Span {
 
     /// The part of `len` bytes from `offset`, or nothing when it reaches beyond the end or
     /// `offset` is not a multiple of 4.
+    #[inline]
     pub fn part(self, offset: u32, len: u32) -> Option<Self> {
         if offset > self.len || len > self.len - offset || !offset.is_multiple_of(4) {
             return None;
@@ -52,6 +53,23 @@ impl Span {
         Some(Self {
             first: self.first.wrapping_add(offset as usize),
             len,
+        })
+    }
+
+    /// The `SIZE` bytes from `offset`, a multiple of 4, if they are not beyond the end.
+    #[inline]
+    pub fn slot<const SIZE: u32>(self, offset: u32) -> Option<Slot<SIZE>> {
+        Some(Slot(self.part(offset, SIZE)?.first))
+    }
+
+    /// `count` slots of `SIZE` bytes from `offset`, a multiple of 4; nothing when they reach beyond
+    /// the end, are not aligned, or are not a power of two that a `u16` can count.
+    pub fn slots<const SIZE: u32>(self, offset: u32, count: u32) -> Option<Slots<SIZE>> {
+        let fits = count.is_power_of_two() && count <= 1 << 15;
+        let bytes = self.part(offset, SIZE.checked_mul(count).filter(|_| fits)?)?;
+        Some(Slots {
+            first: bytes.first,
+            mask: count - 1,
         })
     }
 
@@ -175,6 +193,192 @@ impl Span {
     }
 }
 
+/// `SIZE` bytes of shared memory, aligned to 4 bytes. Where in them an access goes is known when it
+/// is compiled, and checked then.
+#[derive(Clone, Copy, Debug)]
+pub struct Slot<const SIZE: u32>(*mut u8);
+
+impl<const SIZE: u32> Slot<SIZE> {
+    /// A pointer to the `T` at `OFFSET`: in bounds, and aligned because slots are.
+    #[inline(always)]
+    fn at<T, const OFFSET: u32>(self) -> *mut T {
+        const {
+            let align = align_of::<T>() as u32;
+            assert!(align <= 4 && OFFSET.is_multiple_of(align));
+            assert!(OFFSET + size_of::<T>() as u32 <= SIZE);
+        }
+        self.0.wrapping_add(OFFSET as usize).cast()
+    }
+
+    /// The part of `len` bytes from `OFFSET`, a multiple of 4; nothing when it reaches beyond the
+    /// end.
+    #[inline(always)]
+    pub fn part<const OFFSET: u32>(self, len: u32) -> Option<Span> {
+        const { assert!(OFFSET <= SIZE && OFFSET.is_multiple_of(4)) };
+        (len <= SIZE - OFFSET).then(|| Span {
+            first: self.0.wrapping_add(OFFSET as usize),
+            len,
+        })
+    }
+
+    /// The byte at `OFFSET`.
+    #[inline(always)]
+    pub fn read_u8<const OFFSET: u32>(self) -> u8 {
+        // SAFETY: `at` gives a pointer into the span that this is a part of.
+        unsafe { self.at::<u8, OFFSET>().read_volatile() }
+    }
+
+    /// The 16-bit little-endian word at `OFFSET`.
+    #[inline(always)]
+    pub fn read_u16<const OFFSET: u32>(self) -> u16 {
+        // SAFETY: `at` gives an aligned pointer into the span that this is a part of.
+        u16::from_le(unsafe { self.at::<u16, OFFSET>().read_volatile() })
+    }
+
+    /// The 32-bit little-endian word at `OFFSET`.
+    #[inline(always)]
+    pub fn read_u32<const OFFSET: u32>(self) -> u32 {
+        // SAFETY: `at` gives an aligned pointer into the span that this is a part of.
+        u32::from_le(unsafe { self.at::<u32, OFFSET>().read_volatile() })
+    }
+
+    /// Writes the 16-bit word at `OFFSET`.
+    #[inline(always)]
+    pub fn write_u16<const OFFSET: u32>(self, value: u16) {
+        // SAFETY: `at` gives an aligned pointer into the span that this is a part of.
+        unsafe { self.at::<u16, OFFSET>().write_volatile(value.to_le()) };
+    }
+
+    /// Writes the 32-bit word at `OFFSET`.
+    #[inline(always)]
+    pub fn write_u32<const OFFSET: u32>(self, value: u32) {
+        // SAFETY: `at` gives an aligned pointer into the span that this is a part of.
+        unsafe { self.at::<u32, OFFSET>().write_volatile(value.to_le()) };
+    }
+}
+
+/// The slots of a ring, a power of two of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Slots<const SIZE: u32> {
+    /// Aligned to 4 bytes.
+    first: *mut u8,
+    /// Slots minus one.
+    mask: u32,
+}
+
+impl<const SIZE: u32> Slots<SIZE> {
+    /// The slot at `index` once it has wrapped around the ring.
+    #[inline(always)]
+    pub fn wrapped(self, index: u16) -> Slot<SIZE> {
+        self.slot(u32::from(index) & self.mask)
+    }
+
+    /// The slot at `index`, or nothing if the ring is not that long.
+    #[inline(always)]
+    pub fn get(self, index: u16) -> Option<Slot<SIZE>> {
+        let index = u32::from(index);
+        (index <= self.mask).then(|| self.slot(index))
+    }
+
+    #[inline(always)]
+    fn slot(self, index: u32) -> Slot<SIZE> {
+        Slot(self.first.wrapping_add(index.wrapping_mul(SIZE) as usize))
+    }
+}
+
+/// A copy to be made. The layout is that of the board's copier, on the board.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct Entry {
+    to: *mut u8,
+    from: *mut u8,
+    len: u32,
+    reserved: u32,
+}
+
+/// Copies that are put off, to be made all at once: by the board's copier, which is fast and slow
+/// to start, or by the core.
+pub struct Copies {
+    list: [Entry; Self::LIMIT],
+    len: usize,
+}
+
+impl Copies {
+    /// So many fit.
+    pub const LIMIT: usize = 64;
+
+    /// Puts off the copy of all of `from` to the start of `to`. False when there is no room for one
+    /// more: then those before it must be made first.
+    ///
+    /// # Panics
+    /// When `to` is shorter than `from`.
+    #[inline(always)]
+    #[must_use]
+    pub fn add(&mut self, to: Span, from: Span) -> bool {
+        assert!(from.len <= to.len, "copy beyond the span");
+        let index = self.len;
+        let Some(place) = self.list.get_mut(index) else {
+            return false;
+        };
+        (place.to, place.from, place.len) = (to.first, from.first, from.len);
+        // Below the limit, or there would have been no place.
+        self.len = index.wrapping_add(1);
+        true
+    }
+
+    /// Is there nothing to copy?
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The list for the copier: its address and its length. It is void after [`Self::forget`].
+    #[cfg(target_os = "none")]
+    pub fn list(&self) -> (u32, u32) {
+        const {
+            use crate::board::copier::{ENTRY_SIZE, FROM, LEN, TO};
+            assert!(size_of::<Entry>() == ENTRY_SIZE as usize);
+            assert!(core::mem::offset_of!(Entry, to) == TO as usize);
+            assert!(core::mem::offset_of!(Entry, from) == FROM as usize);
+            assert!(core::mem::offset_of!(Entry, len) == LEN as usize);
+        }
+        let first = self.list.as_ptr().expose_provenance();
+        (first as u32, self.len as u32)
+    }
+
+    /// The copies are made.
+    pub fn forget(&mut self) {
+        self.len = 0;
+    }
+
+    /// Makes the copies, by hand.
+    pub fn make(&mut self) {
+        for copy in &self.list[..self.len] {
+            // Both are the first `len` bytes of a span.
+            let [to, from] = [copy.to, copy.from].map(|first| Span {
+                first,
+                len: copy.len,
+            });
+            to.copy_from(from);
+        }
+        self.len = 0;
+    }
+}
+
+impl Default for Copies {
+    fn default() -> Self {
+        let none = Entry {
+            to: core::ptr::null_mut(),
+            from: core::ptr::null_mut(),
+            len: 0,
+            reserved: 0,
+        };
+        Self {
+            list: [none; Self::LIMIT],
+            len: 0,
+        }
+    }
+}
+
 /// Copies eight words.
 ///
 /// # Safety
@@ -218,16 +422,20 @@ pub struct Window {
 
 impl Window {
     /// The memory `bytes`, which the host knows as the device addresses from `first`.
+    ///
+    /// # Panics
+    /// When the addresses do not end at 4 GiB or before.
     pub fn new(bytes: Span, first: u32) -> Self {
+        assert!(bytes.len <= first.wrapping_neg(), "addresses beyond 4 GiB");
         Self { bytes, first }
     }
 
     /// The `len` bytes at device address `da`, or nothing when they are not all in the window or
     /// not aligned to 4 bytes.
     #[inline]
-    pub fn span(&self, da: u64, len: u32) -> Option<Span> {
-        let da = u32::try_from(da).ok()?;
-        self.bytes.part(da.checked_sub(self.first)?, len)
+    pub fn span(&self, da: u32, len: u32) -> Option<Span> {
+        // An address below the first comes out above all that are in the window.
+        self.bytes.part(da.wrapping_sub(self.first), len)
     }
 }
 
@@ -262,6 +470,44 @@ mod tests {
     }
 
     #[test]
+    fn copies_that_were_put_off_are_made_all_at_once() {
+        let from = leak(512);
+        let to = leak(512);
+        let mut copies = Copies::default();
+        assert!(copies.is_empty());
+        for index in 0..Copies::LIMIT as u32 {
+            from.write_u32(4 * index, index + 1);
+            let part = |span: Span| span.part(4 * index, 4).unwrap();
+            assert!(copies.add(part(to), part(from)));
+        }
+        assert!(!copies.add(to, from), "there is no room for another");
+        assert_eq!(to.read_u32(0), 0);
+        copies.make();
+        assert!(copies.is_empty());
+        for index in 0..Copies::LIMIT as u32 {
+            assert_eq!(to.read_u32(4 * index), index + 1);
+        }
+        assert_eq!(to.read_u32(4 * Copies::LIMIT as u32), 0);
+    }
+
+    #[test]
+    fn slots_are_in_their_span_and_wrap_at_their_number() {
+        let span = leak(64);
+        let slots = span.slots::<8>(16, 4).unwrap();
+        slots.wrapped(6).write_u32::<4>(7);
+        assert_eq!(span.read_u32(16 + 2 * 8 + 4), 7);
+        assert_eq!(slots.get(2).unwrap().read_u16::<4>(), 7);
+        assert!(slots.get(3).is_some() && slots.get(4).is_none());
+        for (offset, count) in [(16, 8), (16, 3), (16, 0), (2, 4), (36, 4), (0, 1 << 16)] {
+            assert!(span.slots::<8>(offset, count).is_none(), "{offset} {count}");
+        }
+        assert!(span.slot::<64>(0).is_some() && span.slot::<64>(4).is_none());
+        let slot = span.slot::<64>(0).unwrap();
+        assert_eq!(slot.part::<16>(48).map(Span::len), Some(48));
+        assert!(slot.part::<16>(49).is_none());
+    }
+
+    #[test]
     fn slices_go_in_and_come_out_again() {
         let span = leak(16);
         span.write_bytes(b"hello world");
@@ -283,8 +529,7 @@ mod tests {
             (0x8004_1000, 4),
             (0x8004_0FFC, u32::MAX),
             (0x8004_0002, 4),
-            (0x1_8004_0000, 4),
-            (u64::MAX, 1),
+            (u32::MAX, 1),
             (0, 0),
         ] {
             assert!(window.span(da, len).is_none(), "{da:#x}, {len:#x}");

@@ -20,7 +20,8 @@ fn read(address: u32) -> u32 {
 
 /// Writes the register at `address`.
 fn write(address: u32, value: u32) {
-    // SAFETY: as for `read`; no register makes a device write to memory.
+    // SAFETY: as for `read`; no register makes a device write to memory, but for the copier's,
+    // which is for spans.
     unsafe { core::ptr::without_provenance_mut::<u32>(address as usize).write_volatile(value) };
 }
 
@@ -49,11 +50,6 @@ pub mod mailbox {
         write(BASE + ENABLE_HI, u32::MAX);
     }
 
-    /// Is there a kick that was not taken yet?
-    pub fn kicked() -> bool {
-        read(BASE + PENDING_LO) | read(BASE + PENDING_HI) != 0
-    }
-
     /// Takes the kicks there are. Returns whether there were any.
     pub fn take() -> bool {
         let (low, high) = (read(BASE + PENDING_LO), read(BASE + PENDING_HI));
@@ -73,25 +69,41 @@ pub mod mailbox {
     }
 }
 
+/// Copies made by the board.
+pub mod copier {
+    use super::{board::copier::*, read, write};
+    use crate::memory::Copies;
+    use core::sync::atomic::{Ordering, fence};
+
+    /// Is there a copier on this board?
+    pub fn exists() -> bool {
+        crate::start::probe(BASE + ID) == Some(ID_VALUE)
+    }
+
+    /// Has the board make `copies`. Says whether it did, all of them.
+    pub fn make(copies: &mut Copies) -> bool {
+        let (list, count) = copies.list();
+        // The list must be in memory before it is read by something the compiler knows nothing of.
+        fence(Ordering::SeqCst);
+        write(BASE + LIST, list);
+        write(BASE + START, count);
+        let made = read(BASE + STATUS) == STATUS_OK;
+        if made {
+            copies.forget();
+        }
+        made
+    }
+}
+
 /// The interrupt controller, of which only the mailbox's source is used.
 pub mod plic {
-    use super::{board::plic::*, read, write};
+    use super::{board::plic::*, write};
 
     /// Lets the mailbox through to the hart.
     pub fn enable_mailbox() {
         write(BASE + PRIORITY + 4 * MAILBOX_IRQ, 1);
         write(BASE + THRESHOLD, 0);
         write(BASE + ENABLE, 1 << MAILBOX_IRQ);
-    }
-
-    /// Claims the pending source, 0 if none is.
-    pub fn claim() -> u32 {
-        read(BASE + CLAIM)
-    }
-
-    /// Completes what was claimed.
-    pub fn complete(source: u32) {
-        write(BASE + CLAIM, source);
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Encoding only. Who sends what, and when, belongs to [`crate::bus`].
 
-use crate::memory::Span;
+use crate::memory::{Slot, Span};
 
 /// Bytes in a buffer.
 pub const BUFFER_SIZE: u32 = 512;
@@ -21,7 +21,6 @@ const SRC: u32 = 0;
 const DST: u32 = 4;
 const RESERVED: u32 = 8;
 const LEN: u32 = 12;
-const FLAGS: u32 = 14;
 
 /// The header of a message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,12 +52,12 @@ impl Header {
 
     /// Writes the header to the start of `buffer`.
     #[inline]
-    pub fn write(&self, buffer: Span) {
-        buffer.write_u32(SRC, self.src);
-        buffer.write_u32(DST, self.dst);
-        buffer.write_u32(RESERVED, 0);
-        buffer.write_u16(LEN, self.len);
-        buffer.write_u16(FLAGS, 0);
+    pub fn write(&self, buffer: Slot<BUFFER_SIZE>) {
+        buffer.write_u32::<SRC>(self.src);
+        buffer.write_u32::<DST>(self.dst);
+        buffer.write_u32::<RESERVED>(0);
+        // And no flags, behind it.
+        buffer.write_u32::<LEN>(u32::from(self.len));
     }
 }
 
@@ -137,7 +136,7 @@ mod tests {
             dst: 0x35,
             len: 40,
         }
-        .write(buffer);
+        .write(buffer.slot(0).unwrap());
         let mut bytes = [0; 16];
         buffer.read_bytes(0, &mut bytes);
         assert_eq!(bytes, [0, 4, 0, 0, 0x35, 0, 0, 0, 0, 0, 0, 0, 40, 0, 0, 0]);
@@ -153,7 +152,7 @@ mod tests {
             dst: 2,
             len: 5,
         }
-        .write(buffer);
+        .write(buffer.slot(0).unwrap());
         assert!(Header::read(buffer.part(0, 21).unwrap()).is_some());
         assert!(Header::read(buffer.part(0, 20).unwrap()).is_none());
         assert!(Header::read(buffer.part(0, 15).unwrap()).is_none());
@@ -162,7 +161,7 @@ mod tests {
             dst: 2,
             len: 0xFFFF,
         }
-        .write(buffer);
+        .write(buffer.slot(0).unwrap());
         assert!(Header::read(buffer).is_none());
     }
 

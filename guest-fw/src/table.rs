@@ -11,7 +11,7 @@ use core::cell::UnsafeCell;
 use core::mem::offset_of;
 
 use crate::layout;
-use crate::memory::Span;
+use crate::memory::{Slot, Span};
 
 /// "Anywhere" or "not known yet": the host replaces it.
 const ANY: u32 = 0xFFFF_FFFF;
@@ -23,6 +23,9 @@ const VIRTIO_ID_RPMSG: u32 = 7;
 
 /// Feature bit of an rpmsg device: channels are announced to the driver.
 pub const FEATURE_NAME_SERVICE: u32 = 1 << 0;
+/// Feature bit of every virtio device: each side names the index at which it wants to hear of the
+/// other.
+pub const FEATURE_EVENT_IDX: u32 = 1 << 29;
 /// Bit of the status byte: the driver is up, rings and addresses are valid.
 pub const STATUS_DRIVER_OK: u8 = 1 << 2;
 /// Buffers in each vring.
@@ -138,7 +141,7 @@ impl ResourceTable {
                 kind: TYPE_VDEV,
                 id: VIRTIO_ID_RPMSG,
                 notify_id: 0,
-                dfeatures: FEATURE_NAME_SERVICE,
+                dfeatures: FEATURE_NAME_SERVICE | FEATURE_EVENT_IDX,
                 gfeatures: 0,
                 config_len: 0,
                 status: 0,
@@ -176,7 +179,11 @@ pub struct VringPlace {
 
 /// The vdev entry, as it is now.
 #[derive(Clone, Copy)]
-pub struct VdevEntry(Span);
+pub struct VdevEntry {
+    entry: Span,
+    /// The same, for what is read at every kick.
+    often: Slot<{ VdevEntry::SIZE }>,
+}
 
 impl VdevEntry {
     /// Bytes in the entry.
@@ -192,44 +199,56 @@ impl VdevEntry {
             .wrapping_add(offset_of!(ResourceTable, vdev));
         // SAFETY: the entry lies in a static, valid for ever, inside an UnsafeCell to which no
         // reference is ever made.
-        Self(unsafe { Span::new(entry, Self::SIZE) })
+        Self::new(unsafe { Span::new(entry, Self::SIZE) })
     }
 
-    /// The entry in `span`, whose length must be [`Self::SIZE`] or more.
+    /// The entry in `span`.
+    ///
+    /// # Panics
+    /// When `span` is shorter than [`Self::SIZE`].
     pub fn new(span: Span) -> Self {
-        Self(span)
+        Self {
+            entry: span,
+            often: span.slot(0).expect("a whole entry"),
+        }
     }
 
     /// Is the driver up? Only then do the rings exist.
     #[inline]
     pub fn driver_ok(&self) -> bool {
-        self.0.read_u8(offset_of!(Vdev, status) as u32) & STATUS_DRIVER_OK != 0
+        const STATUS: u32 = offset_of!(Vdev, status) as u32;
+        self.often.read_u8::<STATUS>() & STATUS_DRIVER_OK != 0
     }
 
     /// The features that the driver accepted.
     pub fn gfeatures(&self) -> u32 {
-        self.0.read_u32(offset_of!(Vdev, gfeatures) as u32)
+        self.entry.read_u32(offset_of!(Vdev, gfeatures) as u32)
     }
 
-    /// The device address of vring `index`.
+    /// The device addresses of the vrings.
     #[inline]
-    pub fn vring_da(&self, index: u32) -> u32 {
-        self.0
-            .read_u32(Self::vring_offset(index) + offset_of!(Vring, da) as u32)
+    pub fn vring_das(&self) -> [u32; 2] {
+        const FIRST: u32 = VdevEntry::vring_offset(0) + offset_of!(Vring, da) as u32;
+        const SECOND: u32 = VdevEntry::vring_offset(1) + offset_of!(Vring, da) as u32;
+        [
+            self.often.read_u32::<FIRST>(),
+            self.often.read_u32::<SECOND>(),
+        ]
     }
 
     /// All of vring `index`.
     pub fn vring(&self, index: u32) -> VringPlace {
-        let vring = Self::vring_offset(index);
+        let at = Self::vring_offset(index);
+        let field = |offset: usize| self.entry.read_u32(at + offset as u32);
         VringPlace {
-            da: self.vring_da(index),
-            align: self.0.read_u32(vring + offset_of!(Vring, align) as u32),
-            num: self.0.read_u32(vring + offset_of!(Vring, num) as u32),
-            notify_id: self.0.read_u32(vring + offset_of!(Vring, notify_id) as u32),
+            da: field(offset_of!(Vring, da)),
+            align: field(offset_of!(Vring, align)),
+            num: field(offset_of!(Vring, num)),
+            notify_id: field(offset_of!(Vring, notify_id)),
         }
     }
 
-    fn vring_offset(index: u32) -> u32 {
+    const fn vring_offset(index: u32) -> u32 {
         offset_of!(Vdev, vrings) as u32 + index * size_of::<Vring>() as u32
     }
 }

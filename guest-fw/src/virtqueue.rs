@@ -7,10 +7,12 @@
 
 use core::sync::atomic::{Ordering, fence};
 
-use crate::memory::{Span, Window};
+use crate::memory::{Slot, Slots, Span, Window};
 use crate::table::VringPlace;
 
 const DESCRIPTOR_SIZE: u32 = 16;
+const USED_SIZE: u32 = 8;
+const AVAIL_SIZE: u32 = 2;
 const DESCRIPTOR_NEXT: u16 = 1 << 0;
 const DESCRIPTOR_WRITE: u16 = 1 << 1;
 const DESCRIPTOR_INDIRECT: u16 = 1 << 2;
@@ -21,6 +23,7 @@ pub const USED_NO_NOTIFY: u16 = 1;
 
 const FLAGS: u32 = 0;
 const INDEX: u32 = 2;
+/// Flags and index: the ring's entries follow.
 const RING: u32 = 4;
 
 /// The ring cannot be followed any further: its avail index jumped by more than it can hold.
@@ -46,9 +49,11 @@ pub enum Direction {
     FromDriver,
 }
 
-/// How long a buffer may be.
+/// What a buffer must be.
 #[derive(Clone, Copy, Debug)]
-pub struct Lengths {
+pub struct Expected {
+    /// Which way it goes.
+    pub direction: Direction,
     /// Bytes in the shortest.
     pub min: u32,
     /// Bytes in the longest.
@@ -73,14 +78,35 @@ pub enum Unusable {
     Place,
 }
 
+/// When a side hears of what the other one put into the ring.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Notify {
+    /// Always, unless it says in its flags that it does not want to.
+    ByFlags,
+    /// When an index that it names is passed: VIRTIO_RING_F_EVENT_IDX.
+    ByIndex,
+}
+
+/// The indices that the sides name.
+#[derive(Clone, Copy)]
+struct Events {
+    /// The available part of the ring: its last 16 bits are the driver's.
+    used_event: Span,
+    /// The used part: its last 16 bits are this side's.
+    avail_event: Span,
+}
+
 /// The device's side of one ring.
 pub struct Queue {
-    descriptors: Span,
-    avail: Span,
-    used: Span,
-    /// Descriptors in the ring, a power of two, minus one.
-    mask: u16,
-    direction: Direction,
+    descriptors: Slots<DESCRIPTOR_SIZE>,
+    avail: Slot<RING>,
+    avail_ring: Slots<AVAIL_SIZE>,
+    used: Slot<RING>,
+    used_ring: Slots<USED_SIZE>,
+    /// What the driver names, and what this side does, if that is how they notify each other.
+    events: Option<Events>,
+    /// Descriptors in the ring, a power of two.
+    size: u16,
     /// The next avail entry to look at.
     next_avail: u16,
     /// avail.idx as last read: entries before it are there for certain.
@@ -104,54 +130,58 @@ impl Queue {
     ///
     /// # Errors
     /// When shape or place are impossible; nothing has been touched then.
-    pub fn new(
-        window: &Window,
-        place: &VringPlace,
-        direction: Direction,
-    ) -> Result<Self, Unusable> {
+    pub fn new(window: &Window, place: &VringPlace, notify: Notify) -> Result<Self, Unusable> {
         let VringPlace { da, align, num, .. } = *place;
         let shape = num.is_power_of_two() && num <= Self::MAX_SIZE;
         if !shape || !align.is_power_of_two() || !(4..=65536).contains(&align) {
             return Err(Unusable::Shape);
         }
         let avail_offset = DESCRIPTOR_SIZE * num;
-        let avail_size = RING + 2 * num + 2;
+        let avail_size = RING + AVAIL_SIZE * num + 2;
         let used_offset = (avail_offset + avail_size).next_multiple_of(align);
-        let used_size = RING + 8 * num + 2;
+        let used_size = RING + USED_SIZE * num + 2;
         let ring = window
-            .span(u64::from(da), used_offset + used_size)
+            .span(da, used_offset + used_size)
             .ok_or(Unusable::Place)?;
         let part = |offset, len| ring.part(offset, len).ok_or(Unusable::Place);
+        let avail = part(avail_offset, avail_size)?;
+        let used = part(used_offset, used_size)?;
+        let events = Events {
+            used_event: avail,
+            avail_event: used,
+        };
         let mut queue = Self {
-            descriptors: part(0, avail_offset)?,
-            avail: part(avail_offset, avail_size)?,
-            used: part(used_offset, used_size)?,
-            mask: (num - 1) as u16,
-            direction,
+            descriptors: ring.slots(0, num).ok_or(Unusable::Place)?,
+            avail: avail.slot(0).ok_or(Unusable::Place)?,
+            avail_ring: avail.slots(RING, num).ok_or(Unusable::Place)?,
+            used: used.slot(0).ok_or(Unusable::Place)?,
+            used_ring: used.slots(RING, num).ok_or(Unusable::Place)?,
+            events: (notify == Notify::ByIndex).then_some(events),
+            size: num as u16,
             next_avail: 0,
             seen_avail: 0,
             next_used: 0,
             published: 0,
             flags: 0,
         };
-        let start = queue.used.read_u16(INDEX);
+        let start = queue.used.read_u16::<INDEX>();
         queue.next_avail = start;
         queue.seen_avail = start;
         queue.next_used = start;
         queue.published = start;
-        queue.flags = queue.used.read_u16(FLAGS);
+        queue.flags = queue.used.read_u16::<FLAGS>();
         Ok(queue)
     }
 
     /// Descriptors in the ring.
     pub fn size(&self) -> u16 {
-        self.mask + 1
+        self.size
     }
 
     /// Has somebody else written used.idx? Only a driver that made the ring anew does.
     #[inline]
     pub fn made_anew(&self) -> bool {
-        self.used.read_u16(INDEX) != self.published
+        self.used.read_u16::<INDEX>() != self.published
     }
 
     /// Is a buffer available?
@@ -163,8 +193,8 @@ impl Queue {
         if self.next_avail != self.seen_avail {
             return Ok(true);
         }
-        let index = self.avail.read_u16(INDEX);
-        if index.wrapping_sub(self.next_avail) > self.mask + 1 {
+        let index = self.avail.read_u16::<INDEX>();
+        if index.wrapping_sub(self.next_avail) > self.size {
             return Err(Broken);
         }
         self.seen_avail = index;
@@ -173,7 +203,7 @@ impl Queue {
         Ok(index != self.next_avail)
     }
 
-    /// Takes the next available buffer, whose length must be in `lengths`.
+    /// Takes the next available buffer, which must be as `expected`.
     ///
     /// A malformed entry is taken as well. The outer result is about the ring, the inner one
     /// about the entry.
@@ -185,37 +215,59 @@ impl Queue {
     pub fn take(
         &mut self,
         window: &Window,
-        lengths: Lengths,
+        expected: Expected,
+    ) -> Result<Option<Result<Buffer, Malformed>>, Broken> {
+        let taken = self.peek(window, expected)?;
+        if taken.is_some() {
+            self.advance();
+        }
+        Ok(taken)
+    }
+
+    /// As [`Self::take`], but nothing is taken before [`Self::advance`].
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    #[inline(always)]
+    #[allow(clippy::type_complexity, reason = "two questions, two results")]
+    pub fn peek(
+        &mut self,
+        window: &Window,
+        expected: Expected,
     ) -> Result<Option<Result<Buffer, Malformed>>, Broken> {
         if !self.has_available()? {
             return Ok(None);
         }
-        let slot = u32::from(self.next_avail & self.mask);
-        let head = self.avail.read_u16(RING + 2 * slot);
+        let head = self.avail_ring.wrapped(self.next_avail).read_u16::<0>();
+        Ok(Some(self.buffer(window, head, expected)))
+    }
+
+    /// Takes what [`Self::peek`] gave.
+    #[inline(always)]
+    pub fn advance(&mut self) {
         self.next_avail = self.next_avail.wrapping_add(1);
-        Ok(Some(self.buffer(window, head, lengths)))
     }
 
     #[inline(always)]
-    fn buffer(&self, window: &Window, head: u16, lengths: Lengths) -> Result<Buffer, Malformed> {
-        let place = u32::from(head) * DESCRIPTOR_SIZE;
-        let Some(descriptor) = self.descriptors.part(place, DESCRIPTOR_SIZE) else {
+    fn buffer(&self, window: &Window, head: u16, expected: Expected) -> Result<Buffer, Malformed> {
+        let Some(descriptor) = self.descriptors.get(head) else {
             return Err(Malformed::NoSuchDescriptor);
         };
-        let low = descriptor.read_u32(0);
-        let high = descriptor.read_u32(4);
-        let len = descriptor.read_u32(8);
-        let flags = descriptor.read_u16(12);
-        let expected = match self.direction {
+        let low = descriptor.read_u32::<0>();
+        let high = descriptor.read_u32::<4>();
+        let len = descriptor.read_u32::<8>();
+        let flags = descriptor.read_u16::<12>();
+        let right = match expected.direction {
             Direction::ToDriver => DESCRIPTOR_WRITE,
             Direction::FromDriver => 0,
         };
         let kinds = DESCRIPTOR_NEXT | DESCRIPTOR_WRITE | DESCRIPTOR_INDIRECT;
-        if flags & kinds != expected || len < lengths.min || len > lengths.max {
+        let wrong = u32::from(flags & kinds ^ right) | high;
+        let too_long = len.wrapping_sub(expected.min) > expected.max - expected.min;
+        if wrong != 0 || too_long {
             return Err(Malformed::Descriptor(head));
         }
-        let da = u64::from(high) << 32 | u64::from(low);
-        match window.span(da, len) {
+        match window.span(low, len) {
             Some(bytes) => Ok(Buffer { head, bytes }),
             None => Err(Malformed::Descriptor(head)),
         }
@@ -223,29 +275,40 @@ impl Queue {
 
     /// Gives a buffer back, `len` bytes of it written. The driver sees it after [`Self::publish`].
     #[inline(always)]
-    pub fn give_back(&mut self, head: u16, len: u32) {
-        let slot = RING + 8 * u32::from(self.next_used & self.mask);
-        // There is such an entry, for the slot is below the ring's size.
-        if let Some(entry) = self.used.part(slot, 8) {
-            entry.write_u32(0, u32::from(head));
-            entry.write_u32(4, len);
-        }
+    pub fn give_back(&mut self, head: impl Into<u32>, len: u32) {
+        let entry = self.used_ring.wrapped(self.next_used);
+        entry.write_u32::<0>(head.into());
+        entry.write_u32::<4>(len);
         self.next_used = self.next_used.wrapping_add(1);
+    }
+
+    /// Buffers given back that the driver does not see yet.
+    pub fn unpublished(&self) -> u16 {
+        self.next_used.wrapping_sub(self.published)
     }
 
     /// Shows the driver what was given back since the last call. Returns whether it wants a kick.
     #[inline]
     pub fn publish(&mut self) -> bool {
-        if self.next_used == self.published {
+        let count = self.unpublished();
+        if count == 0 {
             return false;
         }
         // The entries, and what is in the buffers, must be there before the index that covers them.
         fence(Ordering::Release);
-        self.used.write_u16(INDEX, self.next_used);
+        self.used.write_u16::<INDEX>(self.next_used);
         self.published = self.next_used;
-        // The driver sets the flag and then looks at the index; this is the other half of that.
+        // The driver says what it wants and then looks at the index; this is the other half of that.
         fence(Ordering::SeqCst);
-        self.avail.read_u16(FLAGS) & AVAIL_NO_INTERRUPT == 0
+        match self.events {
+            None => self.avail.read_u16::<FLAGS>() & AVAIL_NO_INTERRUPT == 0,
+            // Is the entry that the driver waits for among those that it sees now?
+            Some(Events { used_event, .. }) => {
+                let used_event = used_event.read_u16(used_event.len() - 2);
+                let behind = self.next_used.wrapping_sub(used_event);
+                (1..=count).contains(&behind)
+            }
+        }
     }
 
     /// Tells the driver whether to kick when it makes buffers available.
@@ -253,10 +316,19 @@ impl Queue {
     /// After asking for kicks the caller must look at the ring once more, behind a full fence.
     #[inline]
     pub fn want_kicks(&mut self, want: bool) {
-        let flags = if want { 0 } else { USED_NO_NOTIFY };
-        if flags != self.flags {
-            self.used.write_u16(FLAGS, flags);
-            self.flags = flags;
+        match self.events {
+            None => {
+                let flags = if want { 0 } else { USED_NO_NOTIFY };
+                if flags != self.flags {
+                    self.used.write_u16::<FLAGS>(flags);
+                    self.flags = flags;
+                }
+            }
+            Some(Events { avail_event, .. }) if want => {
+                avail_event.write_u16(avail_event.len() - 2, self.next_avail);
+            }
+            // The index named last is one that the driver has passed: there is nothing to undo.
+            Some(_) => {}
         }
     }
 }
@@ -281,7 +353,7 @@ pub(crate) mod testing {
         pub(crate) const BYTES: u32 = 12288;
 
         pub(crate) fn new(window: &Window, da: u32, size: u16) -> Self {
-            let ring = window.span(u64::from(da), Self::BYTES).unwrap();
+            let ring = window.span(da, Self::BYTES).unwrap();
             for offset in (0..Self::BYTES).step_by(4) {
                 ring.write_u32(offset, 0);
             }
@@ -332,6 +404,16 @@ pub(crate) mod testing {
             self.used.read_u16(FLAGS) & USED_NO_NOTIFY == 0
         }
 
+        /// The driver wants a kick for the used entry at `index`.
+        pub(crate) fn name_used_event(&self, index: u16) {
+            self.avail.write_u16(self.avail.len() - 2, index);
+        }
+
+        /// The avail entry that the device wants a kick for.
+        pub(crate) fn avail_event(&self) -> u16 {
+            self.used.read_u16(self.used.len() - 2)
+        }
+
         pub(crate) fn collect(&mut self) -> Option<(u32, u32)> {
             if self.used.read_u16(INDEX) == self.used_index {
                 return None;
@@ -351,8 +433,19 @@ mod tests {
 
     const BASE: u32 = 0x8004_0000;
     const BUFFERS: u64 = 0x8005_0000;
-    const ANY_LENGTH: Lengths = Lengths { min: 0, max: 512 };
-    const MESSAGE: Lengths = Lengths { min: 16, max: 512 };
+    const TO_DRIVER: Expected = Expected {
+        direction: Direction::ToDriver,
+        min: 0,
+        max: 512,
+    };
+    const FROM_DRIVER: Expected = Expected {
+        direction: Direction::FromDriver,
+        ..TO_DRIVER
+    };
+    const MESSAGE: Expected = Expected {
+        min: 16,
+        ..FROM_DRIVER
+    };
 
     fn place(da: u32, num: u32, align: u32) -> VringPlace {
         VringPlace {
@@ -363,28 +456,32 @@ mod tests {
         }
     }
 
-    fn setup(direction: Direction, size: u16, start: u16) -> (Window, DriverQueue, Queue) {
+    fn setup(size: u16, start: u16) -> (Window, DriverQueue, Queue) {
+        setup_with(size, start, Notify::ByFlags)
+    }
+
+    fn setup_with(size: u16, start: u16, notify: Notify) -> (Window, DriverQueue, Queue) {
         let window = Window::new(leak(0x2_0000), BASE);
         let mut driver = DriverQueue::new(&window, BASE, size);
         driver.start_at(start);
         let place = place(BASE, u32::from(size), 4096);
-        let queue = Queue::new(&window, &place, direction).unwrap();
+        let queue = Queue::new(&window, &place, notify).unwrap();
         (window, driver, queue)
     }
 
     #[test]
     fn buffers_come_in_the_order_offered_and_go_back_with_their_length() {
-        let (window, mut driver, mut queue) = setup(Direction::ToDriver, 8, 0);
+        let (window, mut driver, mut queue) = setup(8, 0);
         for head in [3, 1] {
             driver.describe(head, BUFFERS + 512 * u64::from(head), 512, DESCRIPTOR_WRITE);
             driver.offer(head);
         }
         for head in [3, 1] {
-            let buffer = queue.take(&window, ANY_LENGTH).unwrap().unwrap().unwrap();
+            let buffer = queue.take(&window, TO_DRIVER).unwrap().unwrap().unwrap();
             assert_eq!((buffer.head, buffer.bytes.len()), (head, 512));
             queue.give_back(head, 100 + u32::from(head));
         }
-        assert!(queue.take(&window, ANY_LENGTH).unwrap().is_none());
+        assert!(queue.take(&window, TO_DRIVER).unwrap().is_none());
         assert_eq!(
             driver.collect(),
             None,
@@ -398,11 +495,11 @@ mod tests {
 
     #[test]
     fn indices_wrap_at_65536() {
-        let (window, mut driver, mut queue) = setup(Direction::FromDriver, 8, 65533);
+        let (window, mut driver, mut queue) = setup(8, 65533);
         for round in 0..20_u16 {
             driver.describe(round % 8, BUFFERS, 20, 0);
             driver.offer(round % 8);
-            let buffer = queue.take(&window, ANY_LENGTH).unwrap().unwrap().unwrap();
+            let buffer = queue.take(&window, FROM_DRIVER).unwrap().unwrap().unwrap();
             assert_eq!(buffer.head, round % 8);
             queue.give_back(buffer.head, 0);
             queue.publish();
@@ -414,19 +511,19 @@ mod tests {
 
     #[test]
     fn a_driver_that_wants_no_interrupt_gets_no_kick() {
-        let (window, mut driver, mut queue) = setup(Direction::FromDriver, 8, 0);
+        let (window, mut driver, mut queue) = setup(8, 0);
         driver.set_no_interrupt(true);
         driver.describe(0, BUFFERS, 20, 0);
         driver.offer(0);
-        queue.take(&window, ANY_LENGTH).unwrap().unwrap().unwrap();
-        queue.give_back(0, 0);
+        queue.take(&window, FROM_DRIVER).unwrap().unwrap().unwrap();
+        queue.give_back(0_u16, 0);
         assert!(!queue.publish());
         assert!(driver.collect().is_some());
     }
 
     #[test]
     fn entries_that_cannot_be_right_are_named_and_the_next_one_is_served() {
-        let (window, mut driver, mut queue) = setup(Direction::FromDriver, 8, 0);
+        let (window, mut driver, mut queue) = setup(8, 0);
         let bad: [(u64, u32, u16); 8] = [
             (BUFFERS, 513, 0),
             (BUFFERS, 15, 0),
@@ -459,9 +556,9 @@ mod tests {
 
     #[test]
     fn an_avail_index_that_jumps_breaks_the_ring() {
-        let (window, mut driver, mut queue) = setup(Direction::FromDriver, 8, 0);
+        let (window, mut driver, mut queue) = setup(8, 0);
         driver.set_avail_index(9);
-        assert_eq!(queue.take(&window, ANY_LENGTH).unwrap_err(), Broken);
+        assert_eq!(queue.take(&window, FROM_DRIVER).unwrap_err(), Broken);
         driver.set_avail_index(65535);
         assert_eq!(queue.has_available(), Err(Broken));
         driver.set_avail_index(8);
@@ -470,11 +567,11 @@ mod tests {
 
     #[test]
     fn a_ring_made_anew_is_noticed_by_its_used_index() {
-        let (window, mut driver, mut queue) = setup(Direction::FromDriver, 8, 0);
+        let (window, mut driver, mut queue) = setup(8, 0);
         driver.describe(0, BUFFERS, 20, 0);
         driver.offer(0);
-        queue.take(&window, ANY_LENGTH).unwrap().unwrap().unwrap();
-        queue.give_back(0, 0);
+        queue.take(&window, FROM_DRIVER).unwrap().unwrap().unwrap();
+        queue.give_back(0_u16, 0);
         queue.publish();
         assert!(!queue.made_anew());
         DriverQueue::new(&window, BASE, 8);
@@ -484,8 +581,10 @@ mod tests {
     #[test]
     fn impossible_rings_are_refused() {
         let window = Window::new(leak(0x1_0000), BASE);
-        let new =
-            |da, num, align| Queue::new(&window, &place(da, num, align), Direction::ToDriver).err();
+        let new = |da, num, align| {
+            let place = place(da, num, align);
+            Queue::new(&window, &place, Notify::ByFlags).err()
+        };
         assert_eq!(new(BASE, 256, 4096), None);
         for (num, align) in [
             (0, 4096),
@@ -509,11 +608,51 @@ mod tests {
 
     #[test]
     fn the_wish_for_kicks_is_in_the_ring() {
-        let (_, driver, mut queue) = setup(Direction::FromDriver, 8, 0);
+        let (_, driver, mut queue) = setup(8, 0);
         assert!(driver.kicks_wanted());
         queue.want_kicks(false);
         assert!(!driver.kicks_wanted());
         queue.want_kicks(true);
         assert!(driver.kicks_wanted());
+    }
+
+    #[test]
+    fn with_event_idx_a_kick_comes_when_the_index_named_is_passed() {
+        // From just below the wrap, so that it is passed on the way.
+        let start = 65534_u16;
+        let (window, mut driver, mut queue) = setup_with(8, start, Notify::ByIndex);
+        // The flag has no say.
+        driver.set_no_interrupt(true);
+        let mut batch = |driver: &mut DriverQueue, count: u16| {
+            for head in 0..count {
+                driver.describe(head, BUFFERS, 20, 0);
+                driver.offer(head);
+                queue.take(&window, FROM_DRIVER).unwrap().unwrap().unwrap();
+                queue.give_back(head, 0);
+            }
+            queue.publish()
+        };
+        driver.name_used_event(start.wrapping_add(3));
+        assert!(!batch(&mut driver, 3), "entry 3 is the fourth");
+        assert!(batch(&mut driver, 1));
+        assert!(!batch(&mut driver, 8), "passed is passed");
+        driver.name_used_event(start.wrapping_add(14));
+        assert!(batch(&mut driver, 8), "in the middle of a batch");
+        assert!(!batch(&mut driver, 0), "no kick for nothing");
+    }
+
+    #[test]
+    fn with_event_idx_the_wish_for_kicks_is_the_next_index() {
+        let (window, mut driver, mut queue) = setup_with(8, 65535, Notify::ByIndex);
+        queue.want_kicks(true);
+        assert_eq!(driver.avail_event(), 65535);
+        driver.describe(0, BUFFERS, 20, 0);
+        driver.offer(0);
+        queue.take(&window, FROM_DRIVER).unwrap().unwrap().unwrap();
+        queue.want_kicks(false);
+        assert_eq!(driver.avail_event(), 65535, "which the driver has passed");
+        assert!(driver.kicks_wanted(), "the flag stays as it is");
+        queue.want_kicks(true);
+        assert_eq!(driver.avail_event(), 0);
     }
 }

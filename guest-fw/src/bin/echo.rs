@@ -8,6 +8,7 @@ use rprocd_guest_fw::{Board, Endpoint, Full, Message, Outbox, Payload, Service, 
 struct Echo;
 
 impl Service for Echo {
+    #[inline(always)] // into the loop over the messages
     fn receive(&mut self, message: &Message, out: &mut Outbox<'_>) -> Turn {
         match out.reply(message, Payload::Shared(message.payload)) {
             Ok(()) => Turn::Done,
