@@ -5,6 +5,8 @@
 //! memory from address 0 on.
 #![no_main]
 
+use std::sync::Arc;
+
 use libfuzzer_sys::fuzz_target;
 use rprocd::vdev::{
     Direction, GuestRing, MAX_BUFFERS_PER_CHAIN, MESSAGES_PER_BURST, Next, RingFeatures, RingLayout,
@@ -20,7 +22,7 @@ fuzz_target!(|bytes: &[u8]| {
     let word = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().expect("8 bytes"));
     // Two regions that touch and one behind a hole.
     let regions = [0, REGION, 3 * REGION].map(|start| (GuestAddress(start as u64), REGION));
-    let mem = GuestMemoryMmap::<()>::from_ranges(&regions).expect("regions");
+    let mem = Arc::new(GuestMemoryMmap::<()>::from_ranges(&regions).expect("regions"));
     let len = content.len().min(2 * REGION);
     mem.write_slice(&content[..len], GuestAddress(0))
         .expect("inside");
