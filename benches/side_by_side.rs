@@ -64,6 +64,9 @@ struct Arguments {
     /// Measure only with so many in flight
     #[arg(long, value_delimiter = ',')]
     depth: Vec<u64>,
+    /// Measure only messages of so many bytes
+    #[arg(long, value_delimiter = ',')]
+    size: Vec<usize>,
     /// Measure only guests that wait like this: polled, lingering, asleep
     #[arg(long, value_delimiter = ',')]
     wait: Vec<String>,
@@ -129,12 +132,17 @@ fn measure(arguments: &Arguments) -> Result<(), String> {
     };
     let wanted = |cell: &rounds::Cell| {
         (arguments.depth.is_empty() || arguments.depth.contains(&cell.depth))
+            && (arguments.size.is_empty() || arguments.size.contains(&cell.size))
             && (arguments.wait.is_empty() || arguments.wait.iter().any(|it| it == cell.wait.word()))
     };
     let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
     let mut results = rounds::run(&kinds, &programs, plan, wanted, folder.path())?;
     results["hugepages"] = arguments.hugepages.into();
-    if arguments.only.is_empty() && arguments.wait.is_empty() && arguments.depth.is_empty() {
+    let all = arguments.only.is_empty()
+        && arguments.wait.is_empty()
+        && arguments.depth.is_empty()
+        && arguments.size.is_empty();
+    if all {
         results["scaling"] = scaling::run(folder.path(), arguments.quick)?;
     }
     if let Some(path) = &arguments.json {
