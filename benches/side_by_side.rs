@@ -16,10 +16,10 @@ mod floor;
 mod frontend;
 #[path = "side_by_side/guest.rs"]
 mod guest;
+#[path = "../tests/in_process/mod.rs"]
+mod in_process;
 #[path = "side_by_side/memory.rs"]
 mod memory;
-#[path = "side_by_side/native.rs"]
-mod native;
 #[path = "side_by_side/peer.rs"]
 mod peer;
 #[path = "side_by_side/rounds.rs"]

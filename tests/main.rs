@@ -11,6 +11,7 @@
 //! | `frontend` | not tests: a VMM and an rpmsg driver in this process |
 //! | `guest` | the real daemon against that VMM and that driver |
 //! | `harness` | that VMM and that driver against a device that is known to be right, or wrong |
+//! | `in_process` | not tests: cores and sockets in this process, one with an engine of a few lines |
 //! | `lifecycle` | states and their changes against Linux's order, a table and a model |
 //! | `operator` | command lines and the control socket |
 //! | `rows` | which test holds which numbered hostile input |
@@ -33,6 +34,7 @@ mod firmware;
 mod frontend;
 mod guest;
 mod harness;
+mod in_process;
 mod lifecycle;
 mod operator;
 mod rows;
@@ -40,3 +42,6 @@ mod running;
 mod scripted;
 mod trace;
 mod wear;
+
+// As the benchmarks name them.
+use firmware::{elf_builder, table_builder};

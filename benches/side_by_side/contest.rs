@@ -19,7 +19,7 @@ pub const QUIET: f64 = 0.15;
 /// A way to have messages echoed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Kind {
-    /// rprocd with the engine of [`native`](crate::native).
+    /// rprocd with the engine of [`native`](crate::in_process::native).
     Relay,
     /// rprocd with the `echo` firmware.
     Whole,

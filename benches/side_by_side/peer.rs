@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
+pub use crate::frontend::usage::Usage;
+
 /// Where the frontend runs.
 pub const OUR_CPU: usize = 0;
 /// Where all peers run.
@@ -107,70 +109,6 @@ impl Drop for Peer {
             let _ = child.wait();
         }
     }
-}
-
-/// What a process has used.
-#[derive(Clone, Copy, Default, Debug)]
-pub struct Usage {
-    /// Time on a CPU.
-    pub cpu: Duration,
-    /// Times that a thread went to sleep.
-    pub switches: u64,
-    /// Threads.
-    pub threads: u64,
-    /// Bytes of memory that it has now.
-    pub resident: u64,
-}
-
-impl Usage {
-    /// That of a process; nothing if it is gone.
-    pub fn of(pid: u32) -> Self {
-        let folder = format!("/proc/{pid}");
-        let mut usage = Self::default();
-        let tasks = fs::read_dir(format!("{folder}/task"));
-        for task in tasks.into_iter().flatten().flatten() {
-            let read = |name: &str| fs::read_to_string(task.path().join(name)).unwrap_or_default();
-            let spent = read("schedstat");
-            let spent = spent.split(' ').next().and_then(|word| word.parse().ok());
-            usage.cpu += Duration::from_nanos(spent.unwrap_or_default());
-            usage.switches += field(&read("status"), "voluntary_ctxt_switches:");
-            usage.threads += 1;
-        }
-        let status = fs::read_to_string(format!("{folder}/status")).unwrap_or_default();
-        usage.resident = field(&status, "VmRSS:") << 10;
-        usage
-    }
-
-    /// That of this process.
-    pub fn ours() -> Self {
-        Self::of(std::process::id())
-    }
-
-    /// Both.
-    pub fn plus(self, other: Self) -> Self {
-        Self {
-            cpu: self.cpu + other.cpu,
-            switches: self.switches + other.switches,
-            threads: self.threads + other.threads,
-            resident: self.resident + other.resident,
-        }
-    }
-
-    /// What was used since an earlier look; threads and memory are those of now.
-    pub fn since(self, earlier: Self) -> Self {
-        Self {
-            cpu: self.cpu.saturating_sub(earlier.cpu),
-            switches: self.switches.saturating_sub(earlier.switches),
-            ..self
-        }
-    }
-}
-
-fn field(text: &str, name: &str) -> u64 {
-    text.lines()
-        .find_map(|line| line.strip_prefix(name))
-        .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
-        .unwrap_or_default()
 }
 
 /// Time that all CPUs together were not idle, since the host was started.

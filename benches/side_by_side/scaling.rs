@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::contest::QUIET;
 use crate::guest::{Echo, Guest, Header, Wait};
-use crate::native::MAX_VDEVS;
+use crate::in_process::native::MAX_VDEVS;
 use crate::peer::{Peer, Usage, busy};
 use crate::rounds::spread;
 use crate::serve::Manner;

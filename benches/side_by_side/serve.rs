@@ -6,20 +6,14 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use rprocd::engine::Engine;
-use rprocd::engine::rv32::{Rv32, board};
-use rprocd::firmware::Snapshot;
-use rprocd::memory::{DeviceAddress, Ram};
-use rprocd::rproc::{Core, Coredumps, Firmware, Grants, Holder, Linger, Policies};
-use rprocd::vdev::Listening;
+use rprocd::rproc::{Linger, Policies};
 
 use crate::floor;
 use crate::frontend::echo_device::EchoDevice;
 use crate::guest;
-use crate::native::{self, MAX_VDEVS, Native};
+use crate::in_process::{serve_native, serve_rv32};
 
 /// How rprocd waits when there is nothing to do.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -91,58 +85,13 @@ fn for_ever() -> ! {
     }
 }
 
-/// Starts a core and serves its vdevs, at `socket.N` counted from `first`.
-fn core(
-    socket: &str,
-    first: usize,
-    vdevs: usize,
-    mut engine: Box<dyn Engine>,
-    image: Snapshot,
-    policies: Policies,
-) -> Result<(Core, Vec<Listening>), String> {
-    let said = |error: &dyn std::error::Error| rprocd::report::sentence(error);
-    let firmware = Firmware::new(image, &mut *engine, vdevs, Grants::default())
-        .map_err(|error| said(&error))?;
-    let name = format!("core{first}");
-    let core = Core::new(&name, engine, firmware, policies, Coredumps::disabled())
-        .map_err(|error| error.to_string())?;
-    core.start(Holder::Operator).map_err(|error| said(&error))?;
-    let mut listening = Vec::new();
-    for index in 0..vdevs {
-        let path = format!("{socket}.{}", first + index);
-        let face = core
-            .face(index, false)
-            .ok_or("the core has too few vdevs")?;
-        listening.push(Listening::start(Path::new(&path), face).map_err(|error| said(&error))?);
-    }
-    Ok((core, listening))
-}
-
 fn native(socket: &str, manner: Manner, vdevs: usize) -> Result<(), String> {
-    let mut cores = Vec::new();
-    for first in (0..vdevs).step_by(MAX_VDEVS) {
-        let count = MAX_VDEVS.min(vdevs - first);
-        let engine = Box::new(Native::new(count)?);
-        let image = native::image(count);
-        cores.push(core(
-            socket,
-            first,
-            count,
-            engine,
-            image,
-            manner.policies(),
-        )?);
-    }
+    let _cores = serve_native(Path::new(socket), vdevs, &manner.policies())?;
     for_ever()
 }
 
 fn rv32(socket: &str, manner: Manner, image: &str) -> Result<(), String> {
-    let base = DeviceAddress(board::ram::BASE.into());
-    let ram = Ram::new("rv32", base, 4 << 20).map_err(|error| error.to_string())?;
-    let engine = Rv32::new(Arc::clone(&ram)).map_err(|error| error.to_string())?;
-    let bytes = std::fs::read(image).map_err(|error| format!("cannot read {image}: {error}"))?;
-    let image = Snapshot::from_bytes("echo.elf", bytes);
-    let _core = core(socket, 0, 1, Box::new(engine), image, manner.policies())?;
+    let _core = serve_rv32(Path::new(socket), Path::new(image), manner.policies())?;
     for_ever()
 }
 

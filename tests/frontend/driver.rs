@@ -209,6 +209,13 @@ impl DriverQueue {
     /// Makes a chain available; its head, or nothing if there are not enough descriptors. Does not
     /// kick.
     pub fn add(&mut self, segments: &[Segment]) -> Option<u16> {
+        let head = self.add_unshown(segments)?;
+        self.show();
+        Some(head)
+    }
+
+    /// The same, but the device does not see it before [`DriverQueue::show`].
+    pub fn add_unshown(&mut self, segments: &[Segment]) -> Option<u16> {
         let count = u16::try_from(segments.len()).expect("a chain of a sensible length");
         if segments.is_empty() || self.free.len() < segments.len() {
             return None;
@@ -237,8 +244,12 @@ impl DriverQueue {
         self.in_flight.push_back((next, count));
         self.write_avail_slot(self.avail_index, next);
         self.avail_index = self.avail_index.wrapping_add(1);
-        self.write_avail_index(self.avail_index);
         Some(next)
+    }
+
+    /// Shows the device all that was added.
+    pub fn show(&mut self) {
+        self.write_avail_index(self.avail_index);
     }
 
     /// Kicks if the device asked for it; whether it did.
@@ -270,7 +281,12 @@ impl DriverQueue {
 
     /// Is there a completed chain?
     pub fn has_used(&self) -> bool {
-        self.read_used_index() != self.used_index
+        self.used() != 0
+    }
+
+    /// Completed chains that have not been taken.
+    pub fn used(&self) -> u16 {
+        self.read_used_index().wrapping_sub(self.used_index)
     }
 
     /// Takes the next completed chain. Panics if it is not the one that was made available first.
@@ -319,6 +335,17 @@ impl DriverQueue {
         }
         fence(Ordering::SeqCst);
         !self.has_used()
+    }
+
+    /// Asks for one call, when `count` chains are completed. False if they are already, so that
+    /// waiting would be wrong. With event indices only.
+    pub fn enable_callbacks_after(&mut self, count: u16) -> bool {
+        assert!(self.event_idx && count != 0, "one call, at an index");
+        // Taking a chain does not ask for the next.
+        self.callbacks = false;
+        self.write_used_event(self.used_index.wrapping_add(count - 1));
+        fence(Ordering::SeqCst);
+        self.used() < count
     }
 
     /// Asks for no calls. With event indices this is a wish: one may come once in 65536.

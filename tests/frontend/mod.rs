@@ -9,10 +9,12 @@
 // Tests and benchmarks each use parts that the other does not.
 #![allow(dead_code)]
 
+pub mod bursts;
 pub mod driver;
 pub mod echo_device;
 pub mod exchange;
 pub mod process;
 pub mod ram;
 pub mod rpmsg;
+pub mod usage;
 pub mod vmm;

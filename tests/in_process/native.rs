@@ -32,7 +32,8 @@ pub const MAX_VDEVS: usize = 32;
 const VDEV_BYTES: u64 = 320 << 10;
 
 const DRIVER_OK: u8 = 4;
-const FAILED: u8 = 0x80;
+/// `VIRTIO_CONFIG_S_FAILED`: the host does not go on with the vdev.
+pub const FAILED: u8 = 0x80;
 const VIRTIO_ID_RPMSG: u32 = 7;
 
 fn table(vdevs: usize) -> Table {
@@ -40,6 +41,31 @@ fn table(vdevs: usize) -> Table {
     (0..vdevs).fold(table, |table, _| {
         table.vdev(VIRTIO_ID_RPMSG, 1, &[(ANY, ALIGN, NUM.into()); 2], &[])
     })
+}
+
+/// Where the entry of a vdev is, behind its type.
+fn entry(table: &Table, vdev: usize) -> u64 {
+    // The carveout is entry 0.
+    u64::from(TABLE) + table.offset(1 + vdev) as u64 + 4
+}
+
+/// The status of a vdev, of `vdevs`.
+pub fn status(ram: &Ram, vdevs: usize, vdev: usize) -> u8 {
+    read(ram, DeviceAddress(entry(&table(vdevs), vdev) + 20))
+}
+
+/// Says of a vdev's vring towards the core that more was given back than there is. Whoever opens
+/// that vring finds it, and sets the status to [`FAILED`].
+pub fn lay_trap(ram: &Ram, vdevs: usize, vdev: usize) -> Result<(), String> {
+    let place = DeviceAddress(entry(&table(vdevs), vdev) + 44);
+    let vring: u32 = read(ram, place);
+    let used_index = DeviceAddress(u64::from(vring) + USED as u64 + 2);
+    let slice = ram
+        .slice(used_index, 2)
+        .map_err(|error| error.to_string())?;
+    slice
+        .write_obj(NUM + 1, 0)
+        .map_err(|error| error.to_string())
 }
 
 /// An image with so many vdevs; there is no code in it.
@@ -84,8 +110,7 @@ impl Native {
             .map_err(|error| error.to_string())?;
         let table = table(vdevs);
         let device = |index| {
-            // Behind the type; the carveout is entry 0.
-            let entry = u64::from(TABLE) + table.offset(1 + index) as u64 + 4;
+            let entry = entry(&table, index);
             Device {
                 status: DeviceAddress(entry + 20),
                 places: [24, 44].map(|at| DeviceAddress(entry + at)),
