@@ -11,6 +11,7 @@
 //! | `frontend` | not tests: a VMM and an rpmsg driver in this process |
 //! | `guest` | the real daemon against that VMM and that driver |
 //! | `harness` | that VMM and that driver against a device that is known to be right, or wrong |
+//! | `hot_path` | kicks, calls, wake-ups of a message, and cores that linger, counted exactly |
 //! | `in_process` | not tests: cores and sockets in this process, one with an engine of a few lines |
 //! | `lifecycle` | states and their changes against Linux's order, a table and a model |
 //! | `operator` | command lines and the control socket |
@@ -34,6 +35,7 @@ mod firmware;
 mod frontend;
 mod guest;
 mod harness;
+mod hot_path;
 mod in_process;
 mod lifecycle;
 mod operator;
