@@ -10,6 +10,7 @@ pub mod check;
 pub mod demo;
 pub mod firmware;
 pub mod fuzz;
+pub mod instructions;
 pub mod kit;
 pub mod test;
 pub mod tools;

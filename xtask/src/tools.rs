@@ -1,11 +1,24 @@
 //! The tools of other people: found, installed, or named.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
 use crate::cargo;
+
+/// Why a step was left out that this machine cannot do. No failure, and not to be overlooked.
+#[derive(Debug)]
+pub struct Gap(pub String);
+
+impl fmt::Display for Gap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "left out: {}", self.0)
+    }
+}
+
+impl std::error::Error for Gap {}
 
 /// A program and the Debian package that has it.
 pub struct Tool {
