@@ -454,3 +454,6 @@ impl Owners {
         vdevs
     }
 }
+
+#[cfg(test)]
+mod tests;
