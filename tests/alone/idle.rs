@@ -9,7 +9,7 @@ use rprocd::engine::Engine;
 use rprocd::rproc::Policies;
 
 use crate::frontend::bursts::Bursts;
-use crate::frontend::usage::{Usage, others_asleep};
+use crate::frontend::usage::{Usage, at_rest, others_asleep};
 use crate::frontend::vmm::Vmm;
 use crate::guest;
 use crate::in_process::native::{self, FAILED, MAX_VDEVS, Native};
@@ -31,12 +31,9 @@ fn guests(prefix: &Path, count: usize) -> Vec<(Vmm, Bursts)> {
         .collect()
 }
 
-fn until_others_sleep() {
-    let end = Instant::now() + PATIENCE;
-    while !others_asleep() {
-        assert!(Instant::now() < end, "the cores do not come to rest");
-        thread::sleep(Duration::from_millis(1));
-    }
+/// What all threads but this one have used when they have come to rest.
+fn others_at_rest() -> Usage {
+    at_rest(others_asleep, Usage::of_our_other_threads)
 }
 
 /// Of the process's own memory; the guests' is shared. What the guest's side has in this process
@@ -62,8 +59,7 @@ pub fn nobody_runs_while_64_guests_are_idle() {
     let prefix = folder.path().join("native");
     let _served = serve_native(&prefix, VDEVS, &Policies::default()).unwrap();
     let _guests = guests(&prefix, VDEVS);
-    until_others_sleep();
-    let before = Usage::of_our_other_threads();
+    let before = others_at_rest();
     assert!(before.threads > VDEVS as u64, "{before:?}");
     thread::sleep(Duration::from_secs(1));
     let spent = Usage::of_our_other_threads().since(before);
@@ -79,11 +75,9 @@ pub fn a_busy_guest_wakes_nobody_else_s_thread() {
     let (_, busy) = &mut guests[MAX_VDEVS / 2];
     for burst in [1, 32, 256] {
         busy.exchange(1, burst);
-        until_others_sleep();
-        let (before, counts) = (Usage::of_our_other_threads(), busy.counts());
+        let (before, counts) = (others_at_rest(), busy.counts());
         busy.exchange(ROUNDS, burst);
-        until_others_sleep();
-        let switches = Usage::of_our_other_threads().since(before).switches;
+        let switches = others_at_rest().since(before).switches;
         let kicks = busy.counts().since(counts).kicks;
         println!("{burst} in flight: {kicks} kicks, {switches} wake-ups");
         // Some more, for a thread may have to wait for another's page.
@@ -104,7 +98,7 @@ pub fn vrings_of_idle_vdevs_are_not_opened_while_another_is_busy() {
     let engine = Box::new(engine);
     let _served = serve(&prefix, 0, MAX_VDEVS, engine, image, Policies::default()).unwrap();
     let mut guests = guests(&prefix, MAX_VDEVS);
-    until_others_sleep();
+    others_at_rest();
     let busy = MAX_VDEVS / 2;
     for vdev in (0..MAX_VDEVS).filter(|vdev| *vdev != busy) {
         native::lay_trap(&ram, MAX_VDEVS, vdev).unwrap();

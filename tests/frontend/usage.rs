@@ -4,7 +4,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long threads may take to come to rest.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a process, or some of its threads, has used.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -97,6 +101,22 @@ pub fn all_asleep(pid: u32) -> bool {
 pub fn others_asleep() -> bool {
     let asks = asking();
     are_asleep(std::process::id(), |thread| thread != asks)
+}
+
+/// Waits until all threads of a process sleep that count, and have slept for a while: they are
+/// looked at one after the other, and one may wake another meanwhile. What they have used by then.
+pub fn at_rest(asleep: impl Fn() -> bool, usage: impl Fn() -> Usage) -> Usage {
+    let end = Instant::now() + PATIENCE;
+    let mut before = usage();
+    loop {
+        thread::sleep(Duration::from_millis(20));
+        let after = usage();
+        if asleep() && (after.cpu, after.switches) == (before.cpu, before.switches) {
+            return after;
+        }
+        assert!(Instant::now() < end, "threads run on and on: {after:?}");
+        before = after;
+    }
 }
 
 fn are_asleep(pid: u32, counts: impl Fn(&str) -> bool) -> bool {

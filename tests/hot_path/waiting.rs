@@ -11,7 +11,7 @@ use crate::frontend::bursts::Bursts;
 use crate::frontend::exchange::{Sizes, exchange};
 use crate::frontend::process::{Core, Daemon};
 use crate::frontend::rpmsg::{Announcement, PAYLOAD, RpmsgDriver};
-use crate::frontend::usage::{Usage, all_asleep};
+use crate::frontend::usage::{Usage, all_asleep, at_rest};
 use crate::frontend::vmm::{Options, Vmm};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -66,12 +66,8 @@ fn wait_for_announcements(driver: &mut RpmsgDriver, count: usize) {
 /// Time on a processor and wake-ups of all the daemon's threads in a silence, once they sleep.
 #[track_caller]
 fn uses_nothing(daemon: &Daemon, when: &str) {
-    let end = Instant::now() + PATIENCE;
-    while !all_asleep(daemon.pid()) {
-        assert!(Instant::now() < end, "{when}, the daemon does not sleep");
-        thread::sleep(Duration::from_millis(1));
-    }
-    let before = Usage::of(daemon.pid());
+    println!("{when}:");
+    let before = at_rest(|| all_asleep(daemon.pid()), || Usage::of(daemon.pid()));
     thread::sleep(SILENCE);
     let spent = Usage::of(daemon.pid()).since(before);
     assert_eq!((spent.cpu, spent.switches), (Duration::ZERO, 0), "{when}");
