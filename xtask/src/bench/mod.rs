@@ -28,7 +28,7 @@ use crate::kit::Cache;
 /// `cargo xtask bench`.
 #[derive(clap::Args, Debug, Default)]
 pub struct Options {
-    /// Take about two minutes: fewer rounds, less of each
+    /// Take about three minutes: fewer rounds, less of each
     #[arg(long)]
     quick: bool,
     /// Measure only these contestants: relay, rv32, dpdk, plain, vsock, floor
@@ -75,6 +75,14 @@ pub fn run(options: &Options) -> Result<()> {
                 results["recovery"] = line.into();
             }
             Err(error) => println!("bench: recovery leaves a gap: {error:#}"),
+        }
+        println!();
+        match guest::run(&guest::Options::new(options.quick)) {
+            Ok(figures) => {
+                figures.show();
+                results["in_guest"] = serde_json::to_value(figures)?;
+            }
+            Err(error) => println!("bench: the guest leaves a gap: {error:#}"),
         }
     }
     let promises = promises::all(&Results(&results));

@@ -122,8 +122,10 @@ impl Plot<'_> {
             (TOP + BOTTOM) / 2.0,
             escape(self.up)
         ));
-        let drawn = self.lines.iter().filter(|line| !line.points.is_empty());
-        for (index, (line, colour)) in drawn.zip(COLOURS.iter().cycle()).enumerate() {
+        // A line has its colour also where another is missing.
+        let lines = self.lines.iter().zip(COLOURS.iter().cycle());
+        let drawn = lines.filter(|(line, _)| !line.points.is_empty());
+        for (index, (line, colour)) in drawn.enumerate() {
             let mut path = String::new();
             for (number, (across, up)) in line.points.iter().enumerate() {
                 let letter = if number == 0 { 'M' } else { 'L' };
