@@ -9,6 +9,8 @@
 //!
 //! [control]                      # without this section there is no control socket
 //! socket = "/run/rprocd/control"
+//! monitor = "/run/rprocd/monitor" # a second socket, for those who may look and change nothing;
+//!                                # without this line there is none
 //!
 //! [[core]]                       # at least one
 //! name = "echo"                  # 1 to 31 of a-z, 0-9, '-' and '_'; unique
@@ -130,6 +132,8 @@ pub struct Config {
 pub struct ControlConfig {
     /// Where operators connect.
     pub socket: PathBuf,
+    /// Where those connect who may look and change nothing, if there is to be such a place.
+    pub monitor: Option<PathBuf>,
 }
 
 /// One `[[core]]`.
@@ -314,6 +318,7 @@ struct RawConfig {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct RawControl {
     socket: Spanned<String>,
+    monitor: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -414,6 +419,9 @@ impl Check<'_> {
         );
         let control = raw.control.map(|control| ControlConfig {
             socket: self.socket("control", &control.socket),
+            monitor: control
+                .monitor
+                .map(|socket| self.socket("monitor", &socket)),
         });
         if raw.core.is_empty() {
             self.problem(0..0, "there is no [[core]], must be at least one".into());

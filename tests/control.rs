@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
-use rprocd::control::{ControlServer, INTERFACE, MAX_MESSAGE_BYTES};
+use rprocd::control::{Class, ControlServer, INTERFACE, MAX_MESSAGE_BYTES, class};
 use rprocd::engine::scripted::{Journal, Scripted};
 use rprocd::rproc::{Core, Holder, Policies};
 use serde_json::{Value, json};
@@ -21,6 +21,8 @@ use tempfile::TempDir;
 use crate::lifecycle::{self, crash, engine, image, running_engine, table, without_recovery};
 
 const PATIENCE: Duration = Duration::from_secs(10);
+/// What the server has, and not five seconds, so that a test need not wait for them.
+const MESSAGE_PATIENCE: Duration = Duration::from_millis(300);
 
 /// A control socket with one core behind it.
 struct Served {
@@ -38,6 +40,8 @@ impl Served {
         let cores = Arc::new(vec![core]);
         let path = folder.path().join("control");
         let server = ControlServer::new(&path, cores.clone(), folder.path()).unwrap();
+        let server = server.with_monitor(&folder.path().join("monitor")).unwrap();
+        let server = server.with_patience(MESSAGE_PATIENCE);
         let ending = Arc::new(AtomicBool::new(false));
         let thread = {
             let ending = ending.clone();
@@ -60,7 +64,11 @@ impl Served {
     }
 
     fn connect(&self) -> Client {
-        let stream = UnixStream::connect(self.folder.path().join("control")).unwrap();
+        self.connect_to("control")
+    }
+
+    fn connect_to(&self, socket: &str) -> Client {
+        let stream = UnixStream::connect(self.folder.path().join(socket)).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Client { stream }
     }
@@ -100,11 +108,17 @@ impl Client {
     fn call(&mut self, method: &str, parameters: &Value) -> Value {
         let call = json!({ "method": method, "parameters": parameters });
         self.say(format!("{call}\0").as_bytes());
+        self.answer(0)
+    }
+
+    /// The next answer, which ends with this byte.
+    fn answer(&mut self, end: u8) -> Value {
         let mut bytes = Vec::new();
         let mut byte = [0];
-        while self.stream.read(&mut byte).unwrap() == 1 && byte != [0] {
+        while self.stream.read(&mut byte).unwrap() == 1 && byte != [end] {
             bytes.push(byte[0]);
         }
+        assert_eq!(byte, [end]);
         serde_json::from_slice(&bytes).unwrap()
     }
 
@@ -158,6 +172,95 @@ fn every_method_of_the_contract_is_there_and_no_parameter_is_guessed() {
         assert_eq!(answer["error"], expected, "{method}");
     }
     assert!(served.journal.take().is_empty());
+}
+
+#[test]
+fn a_line_is_answered_by_a_line_and_a_message_by_a_message() {
+    let served = Served::new(engine(), Policies::default());
+    let mut client = served.connect();
+    client.say(b"{\"method\": \"io.rprocd.List\",\n \"parameters\": {}}\n");
+    client.say(b"{\"method\": \"io.rprocd.List\"}\0");
+    let line = client.answer(b'\n');
+    assert_eq!(line["parameters"]["cores"][0]["name"], "core");
+    assert_eq!(client.answer(0), line);
+}
+
+#[test]
+fn what_was_asked_before_nonsense_is_answered_before_the_end() {
+    for nonsense in [vec![b'['; 64], vec![b'x'; MAX_MESSAGE_BYTES + 1]] {
+        let served = Served::new(engine(), Policies::default());
+        let mut client = served.connect();
+        client.say(b"{\"method\": \"io.rprocd.List\"}\0");
+        client.say(&nonsense);
+        assert!(client.answer(0)["parameters"]["cores"].is_array());
+        client.is_over();
+    }
+}
+
+#[test]
+fn a_message_that_takes_too_long_is_hung_up_on_however_much_of_it_comes() {
+    let served = Served::new(engine(), Policies::default());
+    let (mut silent, mut dripping, mut idle) =
+        (served.connect(), served.connect(), served.connect());
+    silent.say(b"{");
+    let deadline = Instant::now() + PATIENCE;
+    while dripping.stream.write_all(b"{ ").is_ok() {
+        assert!(Instant::now() < deadline, "it may take for ever");
+        thread::sleep(MESSAGE_PATIENCE / 10);
+    }
+    silent.is_over();
+    // Who says nothing may stay.
+    let list = idle.call("io.rprocd.List", &json!({}));
+    assert!(list["parameters"]["cores"].is_array());
+}
+
+#[test]
+fn through_the_monitor_socket_everything_is_seen_and_nothing_changed() {
+    let served = Served::new(engine(), Policies::default());
+    let mut client = served.connect_to("monitor");
+    let methods: Vec<_> = INTERFACE
+        .lines()
+        .filter_map(|line| line.strip_prefix("method ")?.split_once('('))
+        .map(|(name, _)| format!("io.rprocd.{name}"))
+        .collect();
+    let mut looks = 0;
+    for method in &methods {
+        let answer = client.call(method, &this());
+        let denied = answer["error"] == "io.rprocd.Denied";
+        assert_eq!(
+            denied,
+            class(method) != Class::Observe,
+            "{method}: {answer}"
+        );
+        looks += usize::from(!denied);
+    }
+    assert!((2..methods.len()).contains(&looks), "{looks}");
+    assert!(served.journal.take().is_empty());
+    let list = client.call("io.rprocd.List", &json!({}));
+    assert_eq!(list["parameters"]["cores"][0]["state"], "offline");
+}
+
+#[test]
+fn a_client_that_asks_and_does_not_read_holds_up_itself_only() {
+    let served = Served::new(engine(), Policies::default());
+    let mut greedy = served.connect();
+    greedy.stream.set_nonblocking(true).unwrap();
+    let calls = b"{\"method\": \"io.rprocd.List\"}\0".repeat(100);
+    let mut sent = 0;
+    // Until nobody takes its calls any more: what waits for it has a limit.
+    let mut refused = 0;
+    while refused < 20 {
+        match greedy.stream.write(&calls) {
+            Ok(len) => sent += len,
+            Err(_) => {
+                refused += 1;
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
+        assert!(sent < 64 << 20, "its calls are taken without end");
+    }
+    let list = served.connect().call("io.rprocd.List", &json!({}));
+    assert!(list["parameters"]["cores"].is_array());
 }
 
 #[test]

@@ -185,7 +185,9 @@ fn a_core_started_while_connected_lasts_as_long_as_rprocctl() {
         panic!("{:?}", core.holders);
     };
     assert!(holder.starts_with("control connection "), "{holder}");
-    daemon.wait_for_log(&format!("{holder}: io.rprocd.Start echo"));
+    let caller = format!("{holder} (pid {}, ", child.id());
+    daemon.wait_for_log(&caller);
+    daemon.wait_for_log("): io.rprocd.Start echo");
     child.stdin.as_mut().unwrap().write_all(b"typed\n").unwrap();
     assert_eq!(daemon.status()[0].state, "running");
     // The end of its input; by the time it is gone the core is stopped.
@@ -392,4 +394,40 @@ fn a_socket_left_behind_by_a_killed_daemon_is_taken_over() {
     std::fs::write(&path, "a file").unwrap();
     let error = rprocd::vdev::bind(&path).unwrap_err().to_string();
     assert!(error.contains("is no socket"), "{error}");
+}
+
+#[test]
+fn a_change_is_logged_with_who_asked_for_it() {
+    let daemon = Daemon::start(&[Core::default()]);
+    let before = daemon.log().len();
+    let output = daemon.rprocctl(&["stop", "echo"]);
+    assert!(output.status.success(), "{output:?}");
+    daemon.wait_for_log("io.rprocd.Stop echo");
+    let log = daemon.log().split_off(before);
+    let uid = rustix::process::getuid().as_raw();
+    assert!(
+        log.contains(&format!(", uid {uid}): io.rprocd.Stop echo")),
+        "{log}"
+    );
+    assert!(log.contains("(pid "), "{log}");
+}
+
+#[test]
+fn through_the_monitor_socket_rprocctl_shows_and_is_denied_changes() {
+    let daemon = Daemon::start(&[Core::default()]);
+    let through_monitor = |words: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_rprocctl"))
+            .arg("--socket")
+            .arg(daemon.socket("monitor"))
+            .args(words)
+            .output()
+            .unwrap()
+    };
+    let status = through_monitor(&["status"]);
+    assert!(status.status.success(), "{status:?}");
+    let stop = through_monitor(&["stop", "echo"]);
+    assert_eq!(stop.status.code(), Some(6), "{stop:?}");
+    let text = String::from_utf8(stop.stderr).unwrap();
+    assert!(text.contains("through the control socket"), "{text}");
+    assert_eq!(daemon.status()[0].state, "running");
 }

@@ -24,7 +24,7 @@ const POLL: Duration = Duration::from_millis(200);
 /// Shows what rprocd's cores do, starts them and stops them.
 ///
 /// Exit status: 0 done, 1 failed, 2 wrong usage, 3 no such core, 4 refused, 5 rprocd cannot be
-/// reached.
+/// reached, 6 denied.
 #[derive(Parser)]
 #[command(version, max_term_width = 80)]
 struct Arguments {
@@ -491,6 +491,10 @@ impl<'a> Connection<'a> {
                             .unwrap_or("rprocd refuses, and gives no reason")
                             .to_owned(),
                     )
+                }
+                "io.rprocd.Denied" => {
+                    let reason = answer["parameters"]["reason"].as_str();
+                    Failure(6, format!("denied: {}", reason.unwrap_or(&about)))
                 }
                 other => Failure(1, format!("rprocd refuses: {other} {about}")),
             });

@@ -117,9 +117,13 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     })));
     if let Some(control) = &config.control {
         let directory = &config.firmware_directory;
-        let server = ControlServer::new(&control.socket, cores.clone(), directory)?;
-        events.add_subscriber(Arc::new(Mutex::new(server)));
+        let mut server = ControlServer::new(&control.socket, cores.clone(), directory)?;
         info!("control: listening on {}", control.socket.display());
+        if let Some(monitor) = &control.monitor {
+            server = server.with_monitor(monitor)?;
+            info!("control: listening on {}, for looking", monitor.display());
+        }
+        events.add_subscriber(Arc::new(Mutex::new(server)));
     }
     info!("ready");
     while !ending.load(Ordering::SeqCst) {

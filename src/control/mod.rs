@@ -5,15 +5,17 @@
 //!
 //! Varlink is one JSON object a message, each followed by a NUL byte: a call is
 //! `{"method": NAME, "parameters": {...}}`, an answer `{"parameters": {...}}` or
-//! `{"error": NAME, "parameters": {...}}` (varlink.org, "Method Call"). Streaming answers
-//! (`more`) are not offered yet.
+//! `{"error": NAME, "parameters": {...}}` (varlink.org, "Method Call"). A call that is ended by a
+//! line feed is answered by a line. Streaming answers (`more`) are not offered yet.
 
+mod access;
 mod codec;
 mod server;
 mod trace;
 
-pub use codec::{Codec, CodecError, MAX_MESSAGE_BYTES};
-pub use server::{ControlServer, MAX_CLIENTS};
+pub use access::{Access, Class, class};
+pub use codec::{Codec, CodecError, End, MAX_DEPTH, MAX_MESSAGE_BYTES, Message};
+pub use server::{ControlServer, MAX_CLIENTS, MESSAGE_PATIENCE};
 pub use trace::{MAX_TRACE_BYTES, TracePiece};
 
 /// The interface, as text: the contract.

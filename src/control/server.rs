@@ -3,22 +3,29 @@
 //! What belongs here: one subscriber of the daemon's event loop that holds all of the control
 //! socket. What does not: anything that takes long; the loop waits for it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::error::Error;
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use log::{debug, error, info, warn};
+use rustix::net::sockopt::socket_peercred;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::codec::Codec;
+use super::access::{Access, Class, class};
+use super::codec::{Codec, CodecError, Message};
 use super::trace::{MAX_TRACE_BYTES, TracePiece};
 use super::{INTERFACE, INTERFACE_NAME};
 use crate::firmware::Snapshot;
@@ -28,6 +35,10 @@ use crate::vdev::{SessionError, bind};
 
 /// Clients at one time; one more is hung up on.
 pub const MAX_CLIENTS: usize = 16;
+/// How long a message may take from its first byte to its last.
+pub const MESSAGE_PATIENCE: Duration = Duration::from_secs(5);
+/// Bytes of answers that wait for a client, beyond which its calls wait too.
+const MAX_OUTPUT_BYTES: usize = 256 << 10;
 /// The interface that every Varlink service has.
 const SERVICE_INTERFACE: &str = "org.varlink.service";
 const SERVICE_DESCRIPTION: &str = "# What every Varlink service answers.
@@ -46,6 +57,9 @@ error InvalidParameter (parameter: string)
 struct Caller {
     /// Counted from 1.
     number: u64,
+    /// Who it was when it connected: "pid 12, uid 0".
+    identity: String,
+    access: Access,
     /// The cores that it has started for as long as it is there, by their places.
     holds: BTreeSet<usize>,
 }
@@ -68,7 +82,7 @@ struct Service {
 impl Service {
     /// A connection is over, and holds nothing any more.
     fn release(&self, caller: &Caller) {
-        let Caller { number, holds } = caller;
+        let Caller { number, holds, .. } = caller;
         debug!("control connection {number}: gone");
         for core in holds.iter().filter_map(|place| self.cores.get(*place)) {
             info!(
@@ -86,14 +100,53 @@ struct Client {
     caller: Caller,
     stream: UnixStream,
     codec: Codec,
+    /// Calls not yet answered.
+    calls: VecDeque<Message>,
     /// Answers not yet written.
     output: Vec<u8>,
+    /// What it said last cannot be read; it is hung up on when it has its answers.
+    fault: Option<CodecError>,
+    /// When the message that it is in the middle of began.
+    begun: Option<Instant>,
 }
 
-/// The control socket. Dropping it removes the socket and ends the connections.
-pub struct ControlServer {
+/// A socket that operators connect to.
+struct Door {
     path: PathBuf,
     listener: UnixListener,
+    access: Access,
+}
+
+impl Door {
+    fn open(path: &Path, access: Access) -> Result<Self, SessionError> {
+        let listener = bind(path)?;
+        listener
+            .set_nonblocking(true)
+            .map_err(|source| SessionError::Bind {
+                path: path.to_owned(),
+                source,
+            })?;
+        Ok(Self {
+            path: path.to_owned(),
+            listener,
+            access,
+        })
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// The control socket, and the one for those who only look. Dropping it removes them and ends the
+/// connections.
+pub struct ControlServer {
+    doors: Vec<Door>,
+    /// Runs out when a message has taken too long.
+    timer: OwnedFd,
+    patience: Duration,
     service: Service,
     clients: HashMap<i32, Client>,
     /// Connections so far.
@@ -167,16 +220,18 @@ impl ControlServer {
         cores: Arc<Vec<Core>>,
         firmware_directory: &Path,
     ) -> Result<Self, SessionError> {
-        let listener = bind(path)?;
-        listener
-            .set_nonblocking(true)
-            .map_err(|source| SessionError::Bind {
-                path: path.to_owned(),
-                source,
-            })?;
-        Ok(Self {
+        let timer = timerfd_create(
+            TimerfdClockId::Monotonic,
+            TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
+        )
+        .map_err(|cause| SessionError::Bind {
             path: path.to_owned(),
-            listener,
+            source: cause.into(),
+        })?;
+        Ok(Self {
+            doors: vec![Door::open(path, Access::Control)?],
+            timer,
+            patience: MESSAGE_PATIENCE,
             service: Service {
                 cores,
                 firmware_directory: firmware_directory.to_owned(),
@@ -186,8 +241,28 @@ impl ControlServer {
         })
     }
 
-    fn accept(&mut self, ops: &mut EventOps<'_>) {
-        let stream = match self.listener.accept() {
+    /// Listens on `path` too, for those who may look and change nothing.
+    ///
+    /// # Errors
+    /// [`SessionError`], as for the first socket.
+    pub fn with_monitor(mut self, path: &Path) -> Result<Self, SessionError> {
+        self.doors.push(Door::open(path, Access::Monitor)?);
+        Ok(self)
+    }
+
+    /// Another time than [`MESSAGE_PATIENCE`].
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    fn accept(&mut self, door: usize, ops: &mut EventOps<'_>) {
+        let Door {
+            listener, access, ..
+        } = &self.doors[door];
+        let access = *access;
+        let stream = match listener.accept() {
             Ok((stream, _)) => stream,
             Err(cause) => {
                 debug!("control: accept: {cause}");
@@ -210,15 +285,21 @@ impl ControlServer {
             Ok(()) => {
                 self.connections += 1;
                 let number = self.connections;
-                debug!("control connection {number}: begins");
+                let identity = identity(&stream);
+                debug!("control connection {number} ({identity}): begins");
                 let client = Client {
                     caller: Caller {
                         number,
+                        identity,
+                        access,
                         holds: BTreeSet::new(),
                     },
                     stream,
                     codec: Codec::default(),
+                    calls: VecDeque::new(),
                     output: Vec::new(),
+                    fault: None,
+                    begun: None,
                 };
                 self.clients.insert(fd, client);
             }
@@ -238,6 +319,10 @@ impl ControlServer {
             self.hang_up(fd, ops);
             return;
         }
+        self.set_timer();
+        let Some(client) = self.clients.get(&fd) else {
+            return;
+        };
         // Nothing more is read from a client that does not take its answers.
         let wanted = if client.output.is_empty() {
             EventSet::IN
@@ -248,6 +333,54 @@ impl ControlServer {
             error!("control connection {number}: cannot be served any more: {cause}");
             self.hang_up(fd, ops);
         }
+    }
+
+    /// Has the timer run out when the next message has taken too long.
+    fn set_timer(&mut self) {
+        let begun = self.clients.values().filter_map(|it| it.begun).min();
+        // All zeroes stop it, so it runs for a nanosecond at least.
+        let left = begun.map(|begun| {
+            let left = self.patience.saturating_sub(begun.elapsed());
+            left.max(Duration::from_nanos(1))
+        });
+        let set = Timespec::try_from(left.unwrap_or_default()).map_err(io::Error::other);
+        let set = set.and_then(|it_value| {
+            let it_interval = Timespec::default();
+            let value = Itimerspec {
+                it_interval,
+                it_value,
+            };
+            Ok(timerfd_settime(
+                &self.timer,
+                TimerfdTimerFlags::empty(),
+                &value,
+            )?)
+        });
+        if let Err(cause) = set {
+            error!("control: messages may take for ever: {cause}");
+        }
+    }
+
+    /// Hangs up on those whose message takes too long.
+    fn end_messages(&mut self, ops: &mut EventOps<'_>) {
+        let patience = self.patience;
+        let late = |client: &Client| {
+            let begun = client.begun?;
+            (begun.elapsed() >= patience).then_some(client.caller.number)
+        };
+        let late: Vec<_> = self
+            .clients
+            .iter()
+            .filter_map(|(fd, client)| Some((*fd, late(client)?)))
+            .collect();
+        for (fd, number) in late {
+            warn!(
+                "control connection {number}: is hung up on: its message has not ended after \
+                 {patience:?}"
+            );
+            self.hang_up(fd, ops);
+        }
+        self.set_timer();
     }
 
     fn hang_up(&mut self, fd: i32, ops: &mut EventOps<'_>) {
@@ -264,57 +397,99 @@ impl Drop for ControlServer {
         for client in self.clients.values() {
             self.service.release(&client.caller);
         }
-        let _ = fs::remove_file(&self.path);
     }
 }
 
 impl MutEventSubscriber for ControlServer {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        if let Err(cause) = ops.add(Events::new(&self.listener, EventSet::IN)) {
-            error!("control: the socket cannot be served: {cause}");
+        let doors = self.doors.iter().map(|door| door.listener.as_raw_fd());
+        for fd in doors.chain([self.timer.as_raw_fd()]) {
+            if let Err(cause) = ops.add(Events::new_raw(fd, EventSet::IN)) {
+                error!("control: the socket cannot be served: {cause}");
+            }
         }
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
-        if events.fd() == self.listener.as_raw_fd() {
-            self.accept(ops);
+        let fd = events.fd();
+        let door = |door: &Door| door.listener.as_raw_fd() == fd;
+        if let Some(door) = self.doors.iter().position(door) {
+            self.accept(door, ops);
+        } else if fd == self.timer.as_raw_fd() {
+            self.end_messages(ops);
         } else {
-            self.serve(events.fd(), ops);
+            self.serve(fd, ops);
         }
     }
 }
 
-/// Reads what a client says, if its answers have been taken, and writes answers. An error ends
-/// the connection.
-fn converse(client: &mut Client, service: &Service) -> io::Result<()> {
-    if client.output.is_empty() {
-        let mut bytes = [0u8; 4096];
-        match client.stream.read(&mut bytes) {
-            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-            Ok(len) => {
-                for message in client.codec.push(&bytes[..len]).map_err(io::Error::other)? {
-                    let answer = answer(&message, service, &mut client.caller)?;
-                    client.output.extend_from_slice(&answer);
-                }
-            }
-            Err(cause) if cause.kind() == ErrorKind::WouldBlock => {}
-            Err(cause) => return Err(cause),
-        }
+/// Who is at the other end, as the kernel has it.
+fn identity(stream: &UnixStream) -> String {
+    match socket_peercred(stream) {
+        Ok(peer) => format!(
+            "pid {}, uid {}",
+            peer.pid.as_raw_nonzero(),
+            peer.uid.as_raw()
+        ),
+        Err(cause) => format!("of nobody knows whom: {cause}"),
     }
-    while !client.output.is_empty() {
+}
+
+/// Answers what a client has asked, reads what it says now if its answers have been taken, and
+/// answers that. An error ends the connection.
+fn converse(client: &mut Client, service: &Service) -> io::Result<()> {
+    reply(client, service)?;
+    if !client.output.is_empty() {
+        return Ok(());
+    }
+    if let Some(fault) = client.fault {
+        return Err(io::Error::other(fault));
+    }
+    let mut bytes = [0u8; 4096];
+    match client.stream.read(&mut bytes) {
+        Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+        Ok(len) => client.fault = client.codec.push(&bytes[..len], &mut client.calls).err(),
+        Err(cause) if cause.kind() == ErrorKind::WouldBlock => {}
+        Err(cause) => return Err(cause),
+    }
+    if !client.calls.is_empty() {
+        // What it is in the middle of now is another message.
+        client.begun = None;
+    }
+    reply(client, service)?;
+    // While nothing is read from it, it cannot end its message.
+    let waited_for = client.output.is_empty() && client.codec.is_within_message();
+    client.begun = waited_for.then(|| client.begun.unwrap_or_else(Instant::now));
+    match client.fault {
+        Some(fault) if client.output.is_empty() => Err(io::Error::other(fault)),
+        _ => Ok(()),
+    }
+}
+
+/// Answers calls and writes answers, as long as they are taken.
+fn reply(client: &mut Client, service: &Service) -> io::Result<()> {
+    loop {
+        while client.output.len() < MAX_OUTPUT_BYTES
+            && let Some(message) = client.calls.pop_front()
+        {
+            let answer = answer(&message, service, &mut client.caller)?;
+            client.output.extend_from_slice(&answer);
+        }
+        if client.output.is_empty() {
+            return Ok(());
+        }
         match client.stream.write(&client.output) {
             Ok(len) => drop(client.output.drain(..len)),
-            Err(cause) if cause.kind() == ErrorKind::WouldBlock => break,
+            Err(cause) if cause.kind() == ErrorKind::WouldBlock => return Ok(()),
             Err(cause) => return Err(cause),
         }
     }
-    Ok(())
 }
 
 /// The bytes of the answer to one message; none for a call that wants none. A message that is no
 /// call at all ends the connection, since Varlink has no answer to it.
-fn answer(message: &[u8], service: &Service, caller: &mut Caller) -> io::Result<Vec<u8>> {
-    let call: Call = serde_json::from_slice(message)
+fn answer(message: &Message, service: &Service, caller: &mut Caller) -> io::Result<Vec<u8>> {
+    let call: Call = serde_json::from_slice(&message.text)
         .map_err(|cause| io::Error::other(format!("a message is no Varlink call: {cause}")))?;
     let answer = match perform(&call, service, caller) {
         Ok(parameters) => json!({ "parameters": parameters }),
@@ -324,7 +499,7 @@ fn answer(message: &[u8], service: &Service, caller: &mut Caller) -> io::Result<
         return Ok(Vec::new());
     }
     let mut bytes = answer.to_string().into_bytes();
-    bytes.push(0);
+    bytes.push(message.end.byte());
     Ok(bytes)
 }
 
@@ -370,9 +545,11 @@ fn change<E: Into<Box<dyn Error>>>(
     core: &Core,
     verb: impl FnOnce(&Core) -> Result<(), E>,
 ) -> Result<Value, Refusal> {
-    let number = caller.number;
+    let Caller {
+        number, identity, ..
+    } = caller;
     info!(
-        "control connection {number}: {} {}",
+        "control connection {number} ({identity}): {} {}",
         call.method,
         core.name()
     );
@@ -403,6 +580,23 @@ fn start(call: &Call, cores: &[Core], caller: &mut Caller) -> Result<Value, Refu
 
 fn perform(call: &Call, service: &Service, caller: &mut Caller) -> Result<Value, Refusal> {
     let cores = &service.cores[..];
+    if caller.access == Access::Monitor && class(&call.method) != Class::Observe {
+        let Caller {
+            number, identity, ..
+        } = caller;
+        warn!(
+            "control connection {number} ({identity}): {} is refused: the socket is for looking",
+            call.method
+        );
+        return Err(Refusal(
+            format!("{INTERFACE_NAME}.Denied"),
+            json!({
+                "method": call.method,
+                "reason": "this socket is for looking only; changes are made through the control \
+                           socket",
+            }),
+        ));
+    }
     match call.method.as_str() {
         "io.rprocd.List" => {
             let NoParameters {} = parameters(call)?;

@@ -223,9 +223,10 @@ impl Daemon {
 /// Writes the configuration of these cores.
 fn configuration(folder: &TempDir, cores: &[Core<'_>]) -> PathBuf {
     let mut config = format!(
-        "firmware-directory = {:?}\n\n[control]\nsocket = {:?}\n",
+        "firmware-directory = {:?}\n\n[control]\nsocket = {:?}\nmonitor = {:?}\n",
         firmware_dir(),
         socket(folder, "control"),
+        socket(folder, "monitor"),
     );
     for core in cores {
         let socket = socket(folder, core.name);
