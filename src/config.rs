@@ -9,8 +9,13 @@
 //!
 //! [control]                      # without this section there is no control socket
 //! socket = "/run/rprocd/control"
+//! group = "rprocd"               # whom the socket belongs to; the default is the daemon's group
+//! mode = "0660"                  # who may connect: who may write. The default is what the
+//!                                # daemon's umask leaves
 //! monitor = "/run/rprocd/monitor" # a second socket, for those who may look and change nothing;
 //!                                # without this line there is none
+//! monitor-group = "adm"          # as group and mode
+//! monitor-mode = "0666"
 //!
 //! [[core]]                       # at least one
 //! name = "echo"                  # 1 to 31 of a-z, 0-9, '-' and '_'; unique
@@ -38,6 +43,8 @@
 //!
 //! [[core.vdev]]                  # one for each vdev of the firmware, in the order of its table
 //! socket = "/run/rprocd/echo"    # unique in the file, at most 107 bytes
+//! group = "libvirt-qemu"         # as for the control socket
+//! mode = "0660"
 //! announce = true                # this is the default; false hides name service from the guest
 //! on-departure = "restart-core"  # or "reset-vdev": when the guest is gone; the default is the
 //!                                # first where the core has one vdev, else the second
@@ -87,6 +94,7 @@ use crate::coredump::{Limits, Mode, Style};
 use crate::firmware;
 use crate::memory::{CarveoutLimits, HUGE_PAGE, Pages};
 use crate::rproc::{Departure, DevmemGrant, Grants, Linger, RecoveryPolicy, VendorRule};
+use crate::vdev::Permissions;
 
 /// Where firmware is looked for unless the file says otherwise.
 pub const DEFAULT_FIRMWARE_DIRECTORY: &str = "/usr/lib/rprocd/firmware";
@@ -132,8 +140,11 @@ pub struct Config {
 pub struct ControlConfig {
     /// Where operators connect.
     pub socket: PathBuf,
-    /// Where those connect who may look and change nothing, if there is to be such a place.
-    pub monitor: Option<PathBuf>,
+    /// Who may.
+    pub permissions: Permissions,
+    /// Where those connect who may look and change nothing, if there is to be such a place, and who
+    /// may.
+    pub monitor: Option<(PathBuf, Permissions)>,
 }
 
 /// One `[[core]]`.
@@ -193,6 +204,8 @@ pub struct CoredumpConfig {
 pub struct VdevConfig {
     /// Where the VMM connects. Unique in the file, at most 107 bytes.
     pub socket: PathBuf,
+    /// Who may connect.
+    pub permissions: Permissions,
     /// Is the name service (`VIRTIO_RPMSG_F_NS`) offered to the guest?
     pub announce: bool,
     /// What happens when the guest is gone. Without the key: the core is restarted where it
@@ -318,7 +331,11 @@ struct RawConfig {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct RawControl {
     socket: Spanned<String>,
+    group: Option<String>,
+    mode: Option<Spanned<String>>,
     monitor: Option<Spanned<String>>,
+    monitor_group: Option<String>,
+    monitor_mode: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -384,6 +401,8 @@ struct RawRecovery {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct RawVdev {
     socket: Spanned<String>,
+    group: Option<String>,
+    mode: Option<Spanned<String>>,
     #[serde(default = "yes")]
     announce: bool,
     on_departure: Option<RawDeparture>,
@@ -419,9 +438,12 @@ impl Check<'_> {
         );
         let control = raw.control.map(|control| ControlConfig {
             socket: self.socket("control", &control.socket),
-            monitor: control
-                .monitor
-                .map(|socket| self.socket("monitor", &socket)),
+            permissions: self.permissions(
+                "control: mode",
+                control.group.as_ref(),
+                control.mode.as_ref(),
+            ),
+            monitor: self.monitor(&control),
         });
         if raw.core.is_empty() {
             self.problem(0..0, "there is no [[core]], must be at least one".into());
@@ -534,6 +556,11 @@ impl Check<'_> {
             .enumerate()
             .map(|(vdev, raw)| VdevConfig {
                 socket: self.socket(&format!("{place}, vdev {vdev}"), &raw.socket),
+                permissions: self.permissions(
+                    &format!("{place}, vdev {vdev}: mode"),
+                    raw.group.as_ref(),
+                    raw.mode.as_ref(),
+                ),
                 announce: raw.announce,
                 on_departure: match raw.on_departure {
                     None => departure,
@@ -791,6 +818,44 @@ impl Check<'_> {
                 .as_ref()
                 .map_or_else(String::new, |n| n.as_ref().clone()),
         }
+    }
+
+    /// The mode of a socket, in octal digits as for `chmod`.
+    fn permissions(
+        &mut self,
+        what: &str,
+        group: Option<&String>,
+        mode: Option<&Spanned<String>>,
+    ) -> Permissions {
+        let mode = mode.and_then(|raw| {
+            let digits = raw.as_ref();
+            let mode = u32::from_str_radix(digits, 8).ok();
+            let mode = mode.filter(|mode| *mode <= 0o777 && !digits.starts_with('+'));
+            if mode.is_none() {
+                let wrong =
+                    format!("{what} is {digits:?}, must be octal digits from \"0000\" to \"0777\"");
+                self.problem(raw.span(), wrong);
+            }
+            mode
+        });
+        Permissions {
+            group: group.cloned(),
+            mode,
+        }
+    }
+
+    fn monitor(&mut self, raw: &RawControl) -> Option<(PathBuf, Permissions)> {
+        let (group, mode) = (raw.monitor_group.as_ref(), raw.monitor_mode.as_ref());
+        let permissions = self.permissions("control: monitor-mode", group, mode);
+        let Some(socket) = &raw.monitor else {
+            if permissions != Permissions::default() {
+                let at = raw.socket.span();
+                let what = "control: monitor-group and monitor-mode are of no use without monitor";
+                self.problem(at, what.into());
+            }
+            return None;
+        };
+        Some((self.socket("control: monitor", socket), permissions))
     }
 
     fn socket(&mut self, place: &str, raw: &Spanned<String>) -> PathBuf {
@@ -1108,11 +1173,13 @@ mod tests {
                 vdevs: vec![
                     VdevConfig {
                         socket: "/run/a".into(),
+                        permissions: Permissions::default(),
                         announce: false,
                         on_departure: Departure::RestartCore,
                     },
                     VdevConfig {
                         socket: "/etc/rprocd/b".into(),
+                        permissions: Permissions::default(),
                         announce: true,
                         on_departure: Departure::ResetVdev,
                     },
@@ -1165,7 +1232,7 @@ mod tests {
     fn unknown_keys_are_refused_at_every_level() {
         for text in [
             format!("cores = 1\n{MINIMAL}"),
-            format!("[control]\nsocket = \"a\"\nmode = 1\n{MINIMAL}"),
+            format!("[control]\nsocket = \"a\"\ncolour = 1\n{MINIMAL}"),
             format!("{MINIMAL}memory = 4\n"),
             format!("{MINIMAL}[core.coredump]\nquota = 4\n"),
             format!("{MINIMAL}[[core.vdev]]\nsocket = \"a\"\nqueue = 1\n"),
@@ -1413,6 +1480,29 @@ mod tests {
         // "/etc/rprocd/" is 12 bytes.
         assert!(parse(&with("a".repeat(95))).is_ok());
         assert!(refused(&with("a".repeat(96))).contains("108 bytes"));
+    }
+
+    #[test]
+    fn who_may_connect_is_a_group_and_octal_digits() {
+        let control = |lines: &str| format!("[control]\nsocket = \"/run/a\"\n{lines}\n{MINIMAL}");
+        let text = control("mode = \"0660\"\ngroup = \"wheel\"\nmonitor = \"/run/b\"");
+        let parsed = parse(&text).unwrap().control.unwrap();
+        let expected = Permissions {
+            group: Some("wheel".into()),
+            mode: Some(0o660),
+        };
+        assert_eq!(parsed.permissions, expected);
+        assert_eq!(parsed.monitor.unwrap().1, Permissions::default());
+        for wrong in ["", "0680", "1777", "rw-", "-1", "+660"] {
+            let shown = refused(&control(&format!("mode = {wrong:?}")));
+            let what = format!("control: mode is {wrong:?}, must be octal digits");
+            assert!(shown.contains(&what), "{shown}");
+        }
+        let shown = refused(&control("monitor-mode = \"0666\""));
+        assert!(shown.contains("of no use without monitor"), "{shown}");
+        let vdev = format!("{MINIMAL}[[core.vdev]]\nsocket = \"/run/a\"\nmode = \"8\"\n");
+        let shown = refused(&vdev);
+        assert!(shown.contains("vdev 0: mode is \"8\""), "{shown}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use rprocd::control::{Class, ControlServer, INTERFACE, MAX_MESSAGE_BYTES, class};
 use rprocd::engine::scripted::{Journal, Scripted};
 use rprocd::rproc::{Core, Holder, Policies};
+use rprocd::vdev::Permissions;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -39,8 +40,11 @@ impl Served {
         let (core, journal) = lifecycle::core(engine, policies);
         let cores = Arc::new(vec![core]);
         let path = folder.path().join("control");
-        let server = ControlServer::new(&path, cores.clone(), folder.path()).unwrap();
-        let server = server.with_monitor(&folder.path().join("monitor")).unwrap();
+        let all = Permissions::default();
+        let server = ControlServer::new(&path, &all, cores.clone(), folder.path()).unwrap();
+        let server = server
+            .with_monitor(&folder.path().join("monitor"), &all)
+            .unwrap();
         let server = server.with_patience(MESSAGE_PATIENCE);
         let ending = Arc::new(AtomicBool::new(false));
         let thread = {

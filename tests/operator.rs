@@ -9,6 +9,8 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rprocd::vdev::{Permissions, bind};
+
 use crate::frontend::process::{Core, Daemon, firmware_dir};
 use crate::frontend::rpmsg::RpmsgDriver;
 use crate::frontend::vmm::{Options, Vmm};
@@ -386,13 +388,17 @@ fn a_socket_left_behind_by_a_killed_daemon_is_taken_over() {
     let path = folder.path().join("left.sock");
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     assert!(path.exists());
-    let listener = rprocd::vdev::bind(&path).unwrap();
-    let error = rprocd::vdev::bind(&path).unwrap_err().to_string();
+    let listener = bind(&path, &Permissions::default()).unwrap();
+    let error = bind(&path, &Permissions::default())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("another process listens"), "{error}");
     drop(listener);
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, "a file").unwrap();
-    let error = rprocd::vdev::bind(&path).unwrap_err().to_string();
+    let error = bind(&path, &Permissions::default())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("is no socket"), "{error}");
 }
 
@@ -430,4 +436,38 @@ fn through_the_monitor_socket_rprocctl_shows_and_is_denied_changes() {
     let text = String::from_utf8(stop.stderr).unwrap();
     assert!(text.contains("through the control socket"), "{text}");
     assert_eq!(daemon.status()[0].state, "running");
+}
+
+#[test]
+fn sockets_have_the_mode_and_the_group_of_the_configuration() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    // The process's own group, since not everybody who runs this may give others.
+    let gid = nix::unistd::getegid();
+    let group = nix::unistd::Group::from_gid(gid).unwrap().unwrap().name;
+    let permissions = Permissions {
+        group: Some(group.clone()),
+        mode: Some(0o640),
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let listener = bind(&path, &permissions).unwrap();
+    let found = std::fs::metadata(&path).unwrap();
+    assert_eq!(found.permissions().mode() & 0o7777, 0o640);
+    assert_eq!(found.gid(), gid.as_raw());
+    UnixStream::connect(&path).unwrap();
+    drop(listener);
+
+    let nobody = Permissions {
+        group: Some("no such group".into()),
+        mode: None,
+    };
+    let error = bind(&path, &nobody).unwrap_err().to_string();
+    assert!(error.contains("group \"no such group\""), "{error}");
+    assert!(!path.exists(), "a socket is left behind");
+
+    let daemon = Daemon::start(&[Core::default()]);
+    for (socket, expected) in [("control", 0o600), ("monitor", 0o666)] {
+        let found = std::fs::metadata(daemon.socket(socket)).unwrap();
+        assert_eq!(found.permissions().mode() & 0o7777, expected, "{socket}");
+    }
 }

@@ -100,7 +100,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         for (index, vdev) in config.vdevs.iter().enumerate() {
             if let Some(face) = core.face(index, vdev.announce) {
                 let label = face.label().to_owned();
-                listening.push(Listening::start(&vdev.socket, face)?);
+                listening.push(Listening::start(&vdev.socket, &vdev.permissions, face)?);
                 info!("{label}: listening on {}", vdev.socket.display());
             }
         }
@@ -117,10 +117,15 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     })));
     if let Some(control) = &config.control {
         let directory = &config.firmware_directory;
-        let mut server = ControlServer::new(&control.socket, cores.clone(), directory)?;
+        let mut server = ControlServer::new(
+            &control.socket,
+            &control.permissions,
+            cores.clone(),
+            directory,
+        )?;
         info!("control: listening on {}", control.socket.display());
-        if let Some(monitor) = &control.monitor {
-            server = server.with_monitor(monitor)?;
+        if let Some((monitor, permissions)) = &control.monitor {
+            server = server.with_monitor(monitor, permissions)?;
             info!("control: listening on {}, for looking", monitor.display());
         }
         events.add_subscriber(Arc::new(Mutex::new(server)));

@@ -31,7 +31,7 @@ use super::{INTERFACE, INTERFACE_NAME};
 use crate::firmware::Snapshot;
 use crate::report::sentence;
 use crate::rproc::{Core, Holder};
-use crate::vdev::{SessionError, bind};
+use crate::vdev::{Permissions, SessionError, bind};
 
 /// Clients at one time; one more is hung up on.
 pub const MAX_CLIENTS: usize = 16;
@@ -118,8 +118,8 @@ struct Door {
 }
 
 impl Door {
-    fn open(path: &Path, access: Access) -> Result<Self, SessionError> {
-        let listener = bind(path)?;
+    fn open(path: &Path, permissions: &Permissions, access: Access) -> Result<Self, SessionError> {
+        let listener = bind(path, permissions)?;
         listener
             .set_nonblocking(true)
             .map_err(|source| SessionError::Bind {
@@ -210,13 +210,14 @@ struct DescriptionParameters {
 struct Refusal(String, Value);
 
 impl ControlServer {
-    /// Listens on `path`, for what can be asked of `cores`. Another firmware for one of them is a
-    /// file in `firmware_directory`.
+    /// Listens on `path`, for what can be asked of `cores` by those who have the permission. Another
+    /// firmware for one of them is a file in `firmware_directory`.
     ///
     /// # Errors
     /// [`SessionError`], as for the socket of a vdev.
     pub fn new(
         path: &Path,
+        permissions: &Permissions,
         cores: Arc<Vec<Core>>,
         firmware_directory: &Path,
     ) -> Result<Self, SessionError> {
@@ -229,7 +230,7 @@ impl ControlServer {
             source: cause.into(),
         })?;
         Ok(Self {
-            doors: vec![Door::open(path, Access::Control)?],
+            doors: vec![Door::open(path, permissions, Access::Control)?],
             timer,
             patience: MESSAGE_PATIENCE,
             service: Service {
@@ -245,8 +246,13 @@ impl ControlServer {
     ///
     /// # Errors
     /// [`SessionError`], as for the first socket.
-    pub fn with_monitor(mut self, path: &Path) -> Result<Self, SessionError> {
-        self.doors.push(Door::open(path, Access::Monitor)?);
+    pub fn with_monitor(
+        mut self,
+        path: &Path,
+        permissions: &Permissions,
+    ) -> Result<Self, SessionError> {
+        let door = Door::open(path, permissions, Access::Monitor)?;
+        self.doors.push(door);
         Ok(self)
     }
 

@@ -36,7 +36,7 @@ pub use rpmsg::{
     Announced, Announcements, BUFFER_LEN, HEADER_LEN, Header, MAX_ANNOUNCED, NS_ADDRESS, NS_LEN,
     VIRTIO_ID_RPMSG, VIRTIO_RPMSG_F_NS,
 };
-pub use session::{Listening, SessionError, bind};
+pub use session::{Listening, Permissions, SessionError, bind};
 pub use vring::Vring;
 
 /// Queues of a vdev, and vrings: one for each direction.

@@ -20,12 +20,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use log::{debug, error, info, warn};
+use nix::unistd::Group;
+use rustix::fs::{Gid, Mode, chmod, chown};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, listen, socket_with};
 use thiserror::Error;
 use vhost::vhost_user::{Error as VhostUserError, Listener};
 use vhost_user_backend::{Error as BackendError, ShutdownHandle, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use super::backend::{Backend, GuestFace};
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 128;
 
 /// Why a vdev cannot be served.
 #[derive(Debug, Error)]
@@ -46,6 +53,26 @@ pub enum SessionError {
         /// The socket's path.
         path: PathBuf,
     },
+    /// Its group does not exist.
+    #[error("{} cannot be given to group {group:?}: there is none of that name", path.display())]
+    NoGroup {
+        /// The socket's path.
+        path: PathBuf,
+        /// The name.
+        group: String,
+    },
+    /// The socket cannot be given the group or the mode that it is to have.
+    #[error(
+        "{} cannot be given its group and mode; a process that is not root can give its own \
+         groups only",
+        path.display()
+    )]
+    Permissions {
+        /// The socket's path.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
     /// The socket cannot be made.
     #[error("cannot listen on {}", path.display())]
     Bind {
@@ -64,11 +91,43 @@ pub enum SessionError {
     },
 }
 
-/// Binds a Unix socket at `path`, in place of one that nobody listens on any more.
+/// Who may connect to a socket: whoever may write to it.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Permissions {
+    /// The name of the group that it belongs to; without one, that of the process.
+    pub group: Option<String>,
+    /// Its mode, as in `chmod`; without one, what the process's umask leaves.
+    pub mode: Option<u32>,
+}
+
+impl Permissions {
+    fn give(&self, path: &Path) -> Result<(), SessionError> {
+        let refused = |source| SessionError::Permissions {
+            path: path.to_owned(),
+            source,
+        };
+        if let Some(name) = &self.group {
+            let group = Group::from_name(name).map_err(|cause| refused(cause.into()))?;
+            let group = group.ok_or_else(|| SessionError::NoGroup {
+                path: path.to_owned(),
+                group: name.clone(),
+            })?;
+            let group = Gid::from_raw(group.gid.as_raw());
+            chown(path, None, Some(group)).map_err(|cause| refused(cause.into()))?;
+        }
+        if let Some(mode) = self.mode {
+            let mode = Mode::from_raw_mode(mode);
+            chmod(path, mode).map_err(|cause| refused(cause.into()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Listens on a Unix socket at `path`, in place of one that nobody listens on any more.
 ///
 /// # Errors
-/// [`SessionError::InUse`], [`SessionError::NoSocket`] or [`SessionError::Bind`].
-pub fn bind(path: &Path) -> Result<UnixListener, SessionError> {
+/// [`SessionError`]; nothing is left behind.
+pub fn bind(path: &Path, permissions: &Permissions) -> Result<UnixListener, SessionError> {
     if let Ok(found) = fs::symlink_metadata(path) {
         if !found.file_type().is_socket() {
             return Err(SessionError::NoSocket {
@@ -83,10 +142,23 @@ pub fn bind(path: &Path) -> Result<UnixListener, SessionError> {
         // Left behind by a process that was killed.
         let _ = fs::remove_file(path);
     }
-    UnixListener::bind(path).map_err(|source| SessionError::Bind {
+    let failed = |cause: Errno| SessionError::Bind {
         path: path.to_owned(),
-        source,
-    })
+        source: cause.into(),
+    };
+    let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
+    let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None).map_err(failed)?;
+    let address = SocketAddrUnix::new(path).map_err(failed)?;
+    rustix::net::bind(&socket, &address).map_err(failed)?;
+    // Nobody can connect before it listens, so nobody gets in before the permissions are right.
+    let listening = permissions
+        .give(path)
+        .and_then(|()| listen(&socket, BACKLOG).map_err(failed));
+    if let Err(cause) = listening {
+        let _ = fs::remove_file(path);
+        return Err(cause);
+    }
+    Ok(socket.into())
 }
 
 /// A vdev that is being served on a socket. Dropping it ends the connection, if there is one,
@@ -105,12 +177,17 @@ struct Shared {
 }
 
 impl Listening {
-    /// Listens on `path` and serves `face` to one guest after the other, on threads of its own.
+    /// Listens on `path`, for those who have the permission, and serves `face` to one guest after
+    /// the other, on threads of its own.
     ///
     /// # Errors
     /// [`SessionError`]; nothing is left behind.
-    pub fn start(path: &Path, face: Arc<dyn GuestFace>) -> Result<Self, SessionError> {
-        let listener = bind(path)?;
+    pub fn start(
+        path: &Path,
+        permissions: &Permissions,
+        face: Arc<dyn GuestFace>,
+    ) -> Result<Self, SessionError> {
+        let listener = bind(path, permissions)?;
         let shared = Arc::new(Shared::default());
         let spawned = listener.try_clone().and_then(|accepting| {
             let shared = shared.clone();

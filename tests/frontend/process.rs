@@ -223,7 +223,8 @@ impl Daemon {
 /// Writes the configuration of these cores.
 fn configuration(folder: &TempDir, cores: &[Core<'_>]) -> PathBuf {
     let mut config = format!(
-        "firmware-directory = {:?}\n\n[control]\nsocket = {:?}\nmonitor = {:?}\n",
+        "firmware-directory = {:?}\n\n[control]\nsocket = {:?}\nmode = \"0600\"\n\
+         monitor = {:?}\nmonitor-mode = \"0666\"\n",
         firmware_dir(),
         socket(folder, "control"),
         socket(folder, "monitor"),

@@ -16,7 +16,7 @@ use rprocd::engine::rv32::{Rv32, board};
 use rprocd::firmware::Snapshot;
 use rprocd::memory::{DeviceAddress, Ram};
 use rprocd::rproc::{Core, Coredumps, Firmware, Grants, Holder, Policies};
-use rprocd::vdev::Listening;
+use rprocd::vdev::{Listening, Permissions};
 
 use native::{MAX_VDEVS, Native};
 
@@ -57,7 +57,9 @@ pub fn serve(
             .face(index, false)
             .ok_or("the core has too few vdevs")?;
         let path = socket(prefix, first + index);
-        listening.push(Listening::start(&path, face).map_err(|error| said(&error))?);
+        listening.push(
+            Listening::start(&path, &Permissions::default(), face).map_err(|error| said(&error))?,
+        );
     }
     Ok(Served { listening, core })
 }

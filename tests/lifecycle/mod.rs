@@ -172,7 +172,12 @@ pub fn served(core: &Core) -> Served {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socket");
     Served {
-        _listening: Listening::start(&path, core.face(0, true).unwrap()).unwrap(),
+        _listening: Listening::start(
+            &path,
+            &rprocd::vdev::Permissions::default(),
+            core.face(0, true).unwrap(),
+        )
+        .unwrap(),
         path,
         _folder: folder,
     }

@@ -18,7 +18,7 @@ use rprocd::engine::{Engine, NotifySet, RunEnd};
 use rprocd::firmware::Snapshot;
 use rprocd::memory::{DeviceAddress, Ram};
 use rprocd::rproc::{Core, Coredumps, Firmware, Grants, Holder, Policies};
-use rprocd::vdev::Listening;
+use rprocd::vdev::{Listening, Permissions};
 
 use crate::firmware::elf_builder::Elf;
 use crate::firmware::table_builder::{ANY, Table};
@@ -363,7 +363,10 @@ impl Bench {
             .map(|index| {
                 let path = folder.path().join(format!("{index}"));
                 let face = core.face(index, true).unwrap();
-                (path.clone(), Listening::start(&path, face).unwrap())
+                (
+                    path.clone(),
+                    Listening::start(&path, &Permissions::default(), face).unwrap(),
+                )
             })
             .collect();
         let (vmm, driver) = guest(&listening[0].0);
