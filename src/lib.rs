@@ -22,6 +22,7 @@
 //! | [`coredump`] | what is kept of a core that died: ELF core files |
 //! | [`vdev`] | one firmware vdev, one vhost-user socket: both sides' rings and the relay |
 //! | [`control`] | the operator's socket |
+//! | [`metrics`] | what the cores have done, as Prometheus reads it |
 //! | [`report`] | how errors and firmware's words become text for people |
 //!
 //! Words: a *core* is a remote processor, its *engine* is what executes it. A *firmware* (its file:
@@ -37,6 +38,7 @@ pub mod coredump;
 pub mod engine;
 pub mod firmware;
 pub mod memory;
+pub mod metrics;
 pub mod report;
 pub mod rproc;
 pub mod vdev;

@@ -471,3 +471,27 @@ fn sockets_have_the_mode_and_the_group_of_the_configuration() {
         assert_eq!(found.permissions().mode() & 0o7777, expected, "{socket}");
     }
 }
+
+#[test]
+fn metrics_are_printed_or_written_whole_beside_what_was_there() {
+    let daemon = Daemon::start(&[Core::default()]);
+    let printed = daemon.rprocctl(&["metrics"]);
+    let printed = String::from_utf8(printed.stdout).unwrap();
+    let line = "rprocd_core_state{core=\"echo\",state=\"running\"} 1\n";
+    assert!(printed.contains(line), "{printed}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rprocd.prom");
+    std::fs::write(&path, "old").unwrap();
+    let output = daemon.rprocctl(&["metrics", "--output", path.to_str().unwrap()]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    assert!(std::fs::read_to_string(&path).unwrap().contains(line));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+
+    let output = daemon.rprocctl(&["metrics", "-o", folder.path().to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("what was there is left"), "{text}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}

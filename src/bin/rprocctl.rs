@@ -1,10 +1,11 @@
 //! `rprocctl`: the operator's tool. It knows only the control socket.
 
+use std::fs;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
 use std::thread;
 use std::time::Duration;
 
@@ -106,6 +107,12 @@ enum Verb {
         /// The core's name
         core: String,
     },
+    /// What all cores have done, as Prometheus reads it
+    Metrics {
+        /// Write it to a file, whole or not at all, for node_exporter's textfile collector
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
     /// What a core's firmware wrote into its trace buffers
     Trace {
         /// Go on with what it writes from now on, until interrupted
@@ -130,6 +137,7 @@ fn main() -> ExitCode {
     let socket = &arguments.socket;
     let result = match &arguments.verb {
         Verb::Status { json } => status(socket, *json),
+        Verb::Metrics { output } => metrics(socket, output.as_deref()),
         Verb::Start {
             core,
             while_connected: true,
@@ -161,6 +169,31 @@ fn status(socket: &Path, as_json: bool) -> Result<String, Failure> {
         return Ok(format!("{answer:#}\n"));
     }
     Ok(table(&cores(answer)?))
+}
+
+fn metrics(socket: &Path, output: Option<&Path>) -> Result<String, Failure> {
+    let text = rprocd::metrics::text(&cores(call(socket, "io.rprocd.List", &json!({}))?)?);
+    let Some(path) = output else {
+        return Ok(text);
+    };
+    let failed = |cause: io::Error| {
+        let path = path.display();
+        Failure(
+            1,
+            format!("cannot write {path}: {cause}; what was there is left"),
+        )
+    };
+    // Beside its place, under a name that the collector does not read.
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(format!(".{}", process::id()));
+    let beside = PathBuf::from(beside);
+    fs::write(&beside, text)
+        .and_then(|()| fs::rename(&beside, path))
+        .map_err(|cause| {
+            let _ = fs::remove_file(&beside);
+            failed(cause)
+        })?;
+    Ok(String::new())
 }
 
 /// What the answer to `List` says.

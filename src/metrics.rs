@@ -1,0 +1,376 @@
+//! A core's figures as Prometheus reads them: text format 0.0.4.
+//!
+//! What belongs here: the list of metrics, and the text. What does not: where the figures come
+//! from ([`CoreStatus`], as the control socket tells it), files, sockets.
+//!
+//! Counters count since the daemon started; after a restart they begin again at 0, which
+//! Prometheus's `rate()` knows how to take. Names and labels are a contract: they are added to, and
+//! not changed.
+
+use std::fmt::Write;
+
+use crate::rproc::{CoreStatus, DirectionStatus};
+
+/// What a metric is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// It only grows.
+    Counter,
+    /// It goes up and down.
+    Gauge,
+}
+
+impl Kind {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+        }
+    }
+}
+
+/// One series of a metric: its labels, and its value.
+type Sample = (Vec<(&'static str, String)>, f64);
+
+/// A figure of one direction of a vdev.
+type Count = fn(&DirectionStatus) -> u64;
+
+/// A metric: what it is called, what it says, and how it is read off a core.
+pub struct Metric {
+    /// Its name, with its unit.
+    pub name: &'static str,
+    /// Counter or gauge.
+    pub kind: Kind,
+    /// What it says, in a line.
+    pub help: &'static str,
+    read: fn(&CoreStatus) -> Vec<Sample>,
+}
+
+/// The states of a core, in Linux's spelling.
+const STATES: [&str; 6] = [
+    "offline",
+    "suspended",
+    "running",
+    "crashed",
+    "attached",
+    "detached",
+];
+
+/// All metrics, in the order in which they are shown.
+pub const METRICS: [Metric; 15] = [
+    Metric {
+        name: "rprocd_core_state",
+        kind: Kind::Gauge,
+        help: "1 for the state that the core is in, 0 for the others.",
+        read: |core| {
+            let sample = |state: &&'static str| {
+                let is = f64::from(u8::from(core.state == *state));
+                (vec![("state", (*state).to_owned())], is)
+            };
+            STATES.iter().map(sample).collect()
+        },
+    },
+    Metric {
+        name: "rprocd_core_firmware_info",
+        kind: Kind::Gauge,
+        help: "Always 1; the labels name the firmware and the engine.",
+        read: |core| {
+            let labels = vec![
+                ("firmware", core.firmware.clone()),
+                ("sha256", core.firmware_sha256.clone()),
+                ("engine", core.engine.clone()),
+            ];
+            vec![(labels, 1.0)]
+        },
+    },
+    Metric {
+        name: "rprocd_core_boots_total",
+        kind: Kind::Counter,
+        help: "Incarnations booted; the last one's number.",
+        read: |core| vec![(Vec::new(), core.incarnation.into())],
+    },
+    Metric {
+        name: "rprocd_core_crashes_total",
+        kind: Kind::Counter,
+        help: "Crashes of the firmware.",
+        read: |core| vec![(Vec::new(), core.crashes.into())],
+    },
+    Metric {
+        name: "rprocd_core_recovery_enabled",
+        kind: Kind::Gauge,
+        help: "1 if a crash is followed by a restart without being asked.",
+        read: |core| vec![(Vec::new(), u8::from(core.recovery).into())],
+    },
+    Metric {
+        name: "rprocd_core_holders",
+        kind: Kind::Gauge,
+        help: "Those who want the core running: operator, guests, control connections.",
+        read: |core| vec![(Vec::new(), core.holders.len() as f64)],
+    },
+    Metric {
+        name: "rprocd_core_unknown_kicks_total",
+        kind: Kind::Counter,
+        help: "Kicks of the firmware with notify ids that no vring has.",
+        read: |core| vec![(Vec::new(), core.unknown_kicks as f64)],
+    },
+    Metric {
+        name: "rprocd_core_change_duration_seconds",
+        kind: Kind::Gauge,
+        help: "How long the last change of each kind took.",
+        read: |core| {
+            core.timelines
+                .iter()
+                .map(|timeline| {
+                    let seconds = timeline.microseconds as f64 / 1e6;
+                    (vec![("change", timeline.what.clone())], seconds)
+                })
+                .collect()
+        },
+    },
+    Metric {
+        name: "rprocd_vdev_guest_attached",
+        kind: Kind::Gauge,
+        help: "1 if a guest's driver is attached.",
+        read: |core| of_vdevs(core, |vdev| vdev.guest_attached.into()),
+    },
+    Metric {
+        name: "rprocd_vdev_core_holds",
+        kind: Kind::Gauge,
+        help: "Messages that the firmware has been given and has not given back.",
+        read: |core| of_vdevs(core, |vdev| vdev.core_holds.into()),
+    },
+    Metric {
+        name: "rprocd_vdev_starved",
+        kind: Kind::Gauge,
+        help: "1 if a message of the firmware waits for a buffer of the guest.",
+        read: |core| of_vdevs(core, |vdev| u8::from(vdev.starved).into()),
+    },
+    Metric {
+        name: "rprocd_vdev_messages_total",
+        kind: Kind::Counter,
+        help: "Messages relayed.",
+        read: |core| of_directions(core, |it| it.messages),
+    },
+    Metric {
+        name: "rprocd_vdev_bytes_total",
+        kind: Kind::Counter,
+        help: "Bytes of the messages relayed, headers included.",
+        read: |core| of_directions(core, |it| it.bytes),
+    },
+    Metric {
+        name: "rprocd_vdev_notifications_total",
+        kind: Kind::Counter,
+        help: "Kicks of the core (to_core) and calls of the guest (to_guest).",
+        read: |core| of_directions(core, |it| it.notifications),
+    },
+    Metric {
+        name: "rprocd_vdev_dropped_total",
+        kind: Kind::Counter,
+        help: "Messages and chains that nobody could receive, by reason.",
+        read: |core| {
+            let mut samples = Vec::new();
+            let reasons: [(&str, Count); 5] = [
+                ("bad_chain", |it| it.bad_chains),
+                ("malformed", |it| it.malformed),
+                ("too_long", |it| it.too_long),
+                ("withheld", |it| it.withheld),
+                ("lost", |it| it.lost),
+            ];
+            for (reason, count) in reasons {
+                for (mut labels, value) in of_directions(core, count) {
+                    labels.push(("reason", reason.to_owned()));
+                    samples.push((labels, value));
+                }
+            }
+            samples
+        },
+    },
+];
+
+fn of_vdevs(core: &CoreStatus, read: fn(&crate::rproc::VdevStatus) -> f64) -> Vec<Sample> {
+    let sample = |(index, vdev)| (vec![("vdev", usize::to_string(&index))], read(vdev));
+    core.vdevs.iter().enumerate().map(sample).collect()
+}
+
+fn of_directions(core: &CoreStatus, read: Count) -> Vec<Sample> {
+    let mut samples = Vec::new();
+    for (index, vdev) in core.vdevs.iter().enumerate() {
+        for (direction, counted) in [("to_guest", &vdev.to_guest), ("to_core", &vdev.to_core)] {
+            let labels = vec![
+                ("vdev", index.to_string()),
+                ("direction", direction.to_owned()),
+            ];
+            samples.push((labels, read(counted) as f64));
+        }
+    }
+    samples
+}
+
+/// All metrics of these cores. A metric that nothing has a figure for is left out.
+pub fn text(cores: &[CoreStatus]) -> String {
+    let mut text = String::new();
+    for metric in &METRICS {
+        let Metric {
+            name, kind, help, ..
+        } = metric;
+        let mut samples = String::new();
+        for core in cores {
+            for (labels, value) in (metric.read)(core) {
+                let _ = write!(samples, "{name}{{core=\"{}\"", escaped(&core.name));
+                for (label, of) in labels {
+                    let _ = write!(samples, ",{label}=\"{}\"", escaped(&of));
+                }
+                let _ = writeln!(samples, "}} {value}");
+            }
+        }
+        if !samples.is_empty() {
+            let kind = kind.word();
+            let _ = write!(
+                text,
+                "# HELP {name} {help}\n# TYPE {name} {kind}\n{samples}"
+            );
+        }
+    }
+    text
+}
+
+/// A label's value: backslash, quote and line feed are escaped.
+fn escaped(value: &str) -> String {
+    value
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rproc::{TimelineStatus, VdevStatus};
+
+    fn direction(from: u64) -> DirectionStatus {
+        DirectionStatus {
+            messages: from,
+            bytes: from + 1,
+            notifications: from + 2,
+            bad_chains: from + 3,
+            malformed: from + 4,
+            too_long: from + 5,
+            withheld: from + 6,
+            lost: from + 7,
+        }
+    }
+
+    fn core() -> CoreStatus {
+        CoreStatus {
+            name: "m4".into(),
+            state: "running".into(),
+            holders: vec!["operator".into()],
+            engine: "rv32".into(),
+            firmware: "a\"b\\c\n.elf".into(),
+            firmware_sha256: "00ff".into(),
+            incarnation: 3,
+            crashes: 2,
+            recovery: true,
+            next: None,
+            last_crash: None,
+            last_dump: None,
+            unknown_kicks: 5,
+            timelines: vec![TimelineStatus {
+                what: "recovery".into(),
+                microseconds: 1500,
+                steps: Vec::new(),
+            }],
+            vdevs: vec![VdevStatus {
+                guest_attached: true,
+                driver_ok: true,
+                core_holds: 7,
+                starved: false,
+                to_guest: direction(100),
+                to_core: direction(200),
+                announced: Vec::new(),
+            }],
+        }
+    }
+
+    #[test]
+    fn every_metric_is_told_once_with_its_help_and_its_kind_in_front_of_its_series() {
+        let text = text(&[core(), core()]);
+        let mut told = Vec::new();
+        let mut lines = text.lines().peekable();
+        while let Some(line) = lines.next() {
+            let name = line
+                .strip_prefix("# HELP ")
+                .unwrap()
+                .split_once(' ')
+                .unwrap()
+                .0;
+            let metric = METRICS.iter().find(|it| it.name == name).unwrap();
+            let kind = format!("# TYPE {name} {}", metric.kind.word());
+            assert_eq!(lines.next().unwrap(), kind);
+            let mut series = 0;
+            while let Some(line) = lines.next_if(|it| !it.starts_with('#')) {
+                let (labels, value) = line.rsplit_once("} ").unwrap();
+                assert!(
+                    labels.starts_with(&format!("{name}{{core=\"m4\"")),
+                    "{line}"
+                );
+                value.parse::<f64>().unwrap();
+                series += 1;
+            }
+            assert!(series >= 2, "{name} has {series} series for two cores");
+            told.push(name);
+        }
+        let all: Vec<_> = METRICS.iter().map(|it| it.name).collect();
+        assert_eq!(told, all);
+    }
+
+    #[test]
+    fn counters_are_called_total_and_gauges_are_not() {
+        for metric in &METRICS {
+            let is_counter = metric.kind == Kind::Counter;
+            assert_eq!(
+                metric.name.ends_with("_total"),
+                is_counter,
+                "{}",
+                metric.name
+            );
+        }
+    }
+
+    #[test]
+    fn what_a_label_may_not_hold_is_escaped() {
+        let text = text(&[core()]);
+        let line = "rprocd_core_firmware_info{core=\"m4\",firmware=\"a\\\"b\\\\c\\n.elf\",\
+                    sha256=\"00ff\",engine=\"rv32\"} 1\n";
+        assert!(text.contains(line), "{text}");
+    }
+
+    #[test]
+    fn figures_are_those_of_the_core() {
+        let text = text(&[core()]);
+        for line in [
+            "rprocd_core_state{core=\"m4\",state=\"running\"} 1\n",
+            "rprocd_core_state{core=\"m4\",state=\"crashed\"} 0\n",
+            "rprocd_core_boots_total{core=\"m4\"} 3\n",
+            "rprocd_core_change_duration_seconds{core=\"m4\",change=\"recovery\"} 0.0015\n",
+            "rprocd_vdev_messages_total{core=\"m4\",vdev=\"0\",direction=\"to_guest\"} 100\n",
+            "rprocd_vdev_messages_total{core=\"m4\",vdev=\"0\",direction=\"to_core\"} 200\n",
+            "rprocd_vdev_dropped_total{core=\"m4\",vdev=\"0\",direction=\"to_core\",\
+             reason=\"lost\"} 207\n",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_page_about_metrics_has_every_one_and_no_other() {
+        let page = include_str!("../docs/metrics.md");
+        let rows: Vec<_> = page
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
+            .map(|(name, _)| name)
+            .collect();
+        let all: Vec<_> = METRICS.iter().map(|it| it.name).collect();
+        assert_eq!(rows, all);
+    }
+}
