@@ -39,6 +39,7 @@ mod hot_path;
 mod in_process;
 mod lifecycle;
 mod operator;
+mod packaging;
 mod rows;
 mod running;
 mod scripted;

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex};
 
 use clap::Parser;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
-use log::{LevelFilter, error, info};
+use log::{LevelFilter, error, info, warn};
+use sd_notify::NotifyState;
 
 use rprocd::config::{Config, CoreConfig, CoredumpConfig, EngineConfig};
 use rprocd::control::ControlServer;
@@ -131,14 +132,26 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         events.add_subscriber(Arc::new(Mutex::new(server)));
     }
     info!("ready");
+    tell_systemd(&[
+        NotifyState::Ready,
+        NotifyState::Status(&format!("{} core(s)", cores.len())),
+    ]);
     while !ending.load(Ordering::SeqCst) {
         events.run()?;
     }
     info!("ending: a signal asks for it");
+    tell_systemd(&[NotifyState::Stopping]);
     // Guests first, then the control socket, then the cores.
     drop(listening);
     drop(events);
     Ok(())
+}
+
+/// Tells systemd, if it is what started us.
+fn tell_systemd(what: &[NotifyState<'_>]) {
+    if let Err(cause) = sd_notify::notify(what) {
+        warn!("systemd cannot be told how things are: {cause}");
+    }
 }
 
 fn about(core: &CoreConfig, cause: Box<dyn Error>) -> Box<dyn Error> {

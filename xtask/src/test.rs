@@ -107,10 +107,11 @@ fn steps(options: &Options) -> Vec<Step<'_>> {
 
 /// The tests on the host. Firmware of others is used where there is some.
 fn tests(filter: Option<&str>) -> Result<()> {
-    // The tests of coredumps are skipped without.
+    // The tests of coredumps and of the unit are skipped without.
     tools::need(&[
         tool("gdb-multiarch", "gdb-multiarch"),
         tool("readelf", "binutils"),
+        tool("systemd-analyze", "systemd"),
     ])?;
     let mut command = cargo::cargo();
     command.args(["test", "--workspace"]).args(filter);
