@@ -9,7 +9,7 @@
 
 use std::fmt::Write;
 
-use crate::rproc::{CoreStatus, DirectionStatus};
+use crate::rproc::{CoreStatus, CrashCount, DirectionStatus, DumpCount, Histogram, TraceCount};
 
 /// What a metric is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,6 +18,8 @@ pub enum Kind {
     Counter,
     /// It goes up and down.
     Gauge,
+    /// How often it was how much.
+    Histogram,
 }
 
 impl Kind {
@@ -25,6 +27,7 @@ impl Kind {
         match self {
             Self::Counter => "counter",
             Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
         }
     }
 }
@@ -43,7 +46,13 @@ pub struct Metric {
     pub kind: Kind,
     /// What it says, in a line.
     pub help: &'static str,
-    read: fn(&CoreStatus) -> Vec<Sample>,
+    read: Read,
+}
+
+/// How a metric is read off a core.
+enum Read {
+    Samples(fn(&CoreStatus) -> Vec<Sample>),
+    Histogram(fn(&CoreStatus) -> &Histogram),
 }
 
 /// The states of a core, in Linux's spelling.
@@ -57,67 +66,140 @@ const STATES: [&str; 6] = [
 ];
 
 /// All metrics, in the order in which they are shown.
-pub const METRICS: [Metric; 15] = [
+pub const METRICS: [Metric; 23] = [
     Metric {
         name: "rprocd_core_state",
         kind: Kind::Gauge,
         help: "1 for the state that the core is in, 0 for the others.",
-        read: |core| {
+        read: Read::Samples(|core| {
             let sample = |state: &&'static str| {
                 let is = f64::from(u8::from(core.state == *state));
                 (vec![("state", (*state).to_owned())], is)
             };
             STATES.iter().map(sample).collect()
-        },
+        }),
     },
     Metric {
         name: "rprocd_core_firmware_info",
         kind: Kind::Gauge,
         help: "Always 1; the labels name the firmware and the engine.",
-        read: |core| {
+        read: Read::Samples(|core| {
             let labels = vec![
                 ("firmware", core.firmware.clone()),
                 ("sha256", core.firmware_sha256.clone()),
                 ("engine", core.engine.clone()),
             ];
             vec![(labels, 1.0)]
-        },
+        }),
     },
     Metric {
         name: "rprocd_core_boots_total",
         kind: Kind::Counter,
         help: "Incarnations booted; the last one's number.",
-        read: |core| vec![(Vec::new(), core.incarnation.into())],
+        read: Read::Samples(|core| vec![(Vec::new(), core.incarnation.into())]),
     },
     Metric {
         name: "rprocd_core_crashes_total",
         kind: Kind::Counter,
-        help: "Crashes of the firmware.",
-        read: |core| vec![(Vec::new(), core.crashes.into())],
+        help: "Crashes of the firmware, by reason.",
+        read: Read::Samples(|core| {
+            let reasons = core.crashes_by_reason.iter();
+            let sample = |it: &CrashCount| (vec![("reason", it.reason.clone())], it.count as f64);
+            reasons.map(sample).collect()
+        }),
+    },
+    Metric {
+        name: "rprocd_core_recovery_duration_seconds",
+        kind: Kind::Histogram,
+        help: "From a crash to the next incarnation, the wait in front of it included.",
+        read: Read::Histogram(|core| &core.recovery_time),
+    },
+    Metric {
+        name: "rprocd_core_relay_duration_seconds",
+        kind: Kind::Histogram,
+        help: "From a guest's kick until all that came of it was relayed, both ways.",
+        read: Read::Histogram(|core| &core.relay_time),
+    },
+    Metric {
+        name: "rprocd_core_uptime_seconds",
+        kind: Kind::Gauge,
+        help: "How long the incarnation that is there has been; nothing where there is none.",
+        read: Read::Samples(|core| {
+            let uptime = core.uptime_microseconds.into_iter();
+            uptime.map(|it| (Vec::new(), it as f64 / 1e6)).collect()
+        }),
+    },
+    Metric {
+        name: "rprocd_core_coredumps_total",
+        kind: Kind::Counter,
+        help: "Coredumps, by what became of them.",
+        read: Read::Samples(|core| {
+            let DumpCount {
+                written,
+                partial,
+                skipped,
+                failed,
+                ..
+            } = core.coredumps;
+            let outcomes = [
+                ("written", written),
+                ("partial", partial),
+                ("skipped", skipped),
+                ("failed", failed),
+            ];
+            let sample = |(outcome, count): (&str, u64)| {
+                (vec![("outcome", outcome.to_owned())], count as f64)
+            };
+            outcomes.into_iter().map(sample).collect()
+        }),
+    },
+    Metric {
+        name: "rprocd_core_coredump_bytes_total",
+        kind: Kind::Counter,
+        help: "Bytes of coredumps written, as the disk has them.",
+        read: Read::Samples(|core| vec![(Vec::new(), core.coredumps.bytes as f64)]),
+    },
+    Metric {
+        name: "rprocd_core_coredump_seconds_total",
+        kind: Kind::Counter,
+        help: "Time that coredumps took.",
+        read: Read::Samples(|core| vec![(Vec::new(), core.coredumps.microseconds as f64 / 1e6)]),
+    },
+    Metric {
+        name: "rprocd_core_trace_bytes_total",
+        kind: Kind::Counter,
+        help: "Bytes of text found in a trace buffer.",
+        read: Read::Samples(|core| of_traces(core, |it| it.bytes)),
+    },
+    Metric {
+        name: "rprocd_core_trace_overruns_total",
+        kind: Kind::Counter,
+        help: "Times that the firmware overwrote text before it was looked at.",
+        read: Read::Samples(|core| of_traces(core, |it| it.overruns)),
     },
     Metric {
         name: "rprocd_core_recovery_enabled",
         kind: Kind::Gauge,
         help: "1 if a crash is followed by a restart without being asked.",
-        read: |core| vec![(Vec::new(), u8::from(core.recovery).into())],
+        read: Read::Samples(|core| vec![(Vec::new(), u8::from(core.recovery).into())]),
     },
     Metric {
         name: "rprocd_core_holders",
         kind: Kind::Gauge,
         help: "Those who want the core running: operator, guests, control connections.",
-        read: |core| vec![(Vec::new(), core.holders.len() as f64)],
+        read: Read::Samples(|core| vec![(Vec::new(), core.holders.len() as f64)]),
     },
     Metric {
         name: "rprocd_core_unknown_kicks_total",
         kind: Kind::Counter,
         help: "Kicks of the firmware with notify ids that no vring has.",
-        read: |core| vec![(Vec::new(), core.unknown_kicks as f64)],
+        read: Read::Samples(|core| vec![(Vec::new(), core.unknown_kicks as f64)]),
     },
     Metric {
         name: "rprocd_core_change_duration_seconds",
         kind: Kind::Gauge,
         help: "How long the last change of each kind took.",
-        read: |core| {
+        read: Read::Samples(|core| {
             core.timelines
                 .iter()
                 .map(|timeline| {
@@ -125,49 +207,49 @@ pub const METRICS: [Metric; 15] = [
                     (vec![("change", timeline.what.clone())], seconds)
                 })
                 .collect()
-        },
+        }),
     },
     Metric {
         name: "rprocd_vdev_guest_attached",
         kind: Kind::Gauge,
         help: "1 if a guest's driver is attached.",
-        read: |core| of_vdevs(core, |vdev| vdev.guest_attached.into()),
+        read: Read::Samples(|core| of_vdevs(core, |vdev| vdev.guest_attached.into())),
     },
     Metric {
         name: "rprocd_vdev_core_holds",
         kind: Kind::Gauge,
         help: "Messages that the firmware has been given and has not given back.",
-        read: |core| of_vdevs(core, |vdev| vdev.core_holds.into()),
+        read: Read::Samples(|core| of_vdevs(core, |vdev| vdev.core_holds.into())),
     },
     Metric {
         name: "rprocd_vdev_starved",
         kind: Kind::Gauge,
         help: "1 if a message of the firmware waits for a buffer of the guest.",
-        read: |core| of_vdevs(core, |vdev| u8::from(vdev.starved).into()),
+        read: Read::Samples(|core| of_vdevs(core, |vdev| u8::from(vdev.starved).into())),
     },
     Metric {
         name: "rprocd_vdev_messages_total",
         kind: Kind::Counter,
         help: "Messages relayed.",
-        read: |core| of_directions(core, |it| it.messages),
+        read: Read::Samples(|core| of_directions(core, |it| it.messages)),
     },
     Metric {
         name: "rprocd_vdev_bytes_total",
         kind: Kind::Counter,
         help: "Bytes of the messages relayed, headers included.",
-        read: |core| of_directions(core, |it| it.bytes),
+        read: Read::Samples(|core| of_directions(core, |it| it.bytes)),
     },
     Metric {
         name: "rprocd_vdev_notifications_total",
         kind: Kind::Counter,
         help: "Kicks of the core (to_core) and calls of the guest (to_guest).",
-        read: |core| of_directions(core, |it| it.notifications),
+        read: Read::Samples(|core| of_directions(core, |it| it.notifications)),
     },
     Metric {
         name: "rprocd_vdev_dropped_total",
         kind: Kind::Counter,
         help: "Messages and chains that nobody could receive, by reason.",
-        read: |core| {
+        read: Read::Samples(|core| {
             let mut samples = Vec::new();
             let reasons: [(&str, Count); 5] = [
                 ("bad_chain", |it| it.bad_chains),
@@ -183,9 +265,17 @@ pub const METRICS: [Metric; 15] = [
                 }
             }
             samples
-        },
+        }),
     },
 ];
+
+fn of_traces(core: &CoreStatus, read: fn(&TraceCount) -> u64) -> Vec<Sample> {
+    let sample = |(index, trace)| {
+        let labels = vec![("buffer", usize::to_string(&index))];
+        (labels, read(trace) as f64)
+    };
+    core.traces.iter().enumerate().map(sample).collect()
+}
 
 fn of_vdevs(core: &CoreStatus, read: fn(&crate::rproc::VdevStatus) -> f64) -> Vec<Sample> {
     let sample = |(index, vdev)| (vec![("vdev", usize::to_string(&index))], read(vdev));
@@ -215,12 +305,13 @@ pub fn text(cores: &[CoreStatus]) -> String {
         } = metric;
         let mut samples = String::new();
         for core in cores {
-            for (labels, value) in (metric.read)(core) {
-                let _ = write!(samples, "{name}{{core=\"{}\"", escaped(&core.name));
-                for (label, of) in labels {
-                    let _ = write!(samples, ",{label}=\"{}\"", escaped(&of));
+            match metric.read {
+                Read::Samples(read) => {
+                    for (labels, value) in read(core) {
+                        series(&mut samples, name, core, &labels, value);
+                    }
                 }
-                let _ = writeln!(samples, "}} {value}");
+                Read::Histogram(read) => histogram(&mut samples, name, core, read(core)),
             }
         }
         if !samples.is_empty() {
@@ -232,6 +323,36 @@ pub fn text(cores: &[CoreStatus]) -> String {
         }
     }
     text
+}
+
+/// One line.
+fn series(
+    text: &mut String,
+    name: &str,
+    core: &CoreStatus,
+    labels: &[(&'static str, String)],
+    value: f64,
+) {
+    let _ = write!(text, "{name}{{core=\"{}\"", escaped(&core.name));
+    for (label, of) in labels {
+        let _ = write!(text, ",{label}=\"{}\"", escaped(of));
+    }
+    let _ = writeln!(text, "}} {value}");
+}
+
+/// The lines of a histogram: how many at most so much, for each bound.
+fn histogram(text: &mut String, name: &str, core: &CoreStatus, histogram: &Histogram) {
+    let bounds = histogram.bounds_microseconds.iter();
+    let bounds = bounds.map(|bound| (*bound as f64 / 1e6).to_string());
+    let mut count = 0;
+    for (bound, more) in bounds.chain(["+Inf".to_owned()]).zip(&histogram.counts) {
+        count += more;
+        let bucket = format!("{name}_bucket");
+        series(text, &bucket, core, &[("le", bound)], count as f64);
+    }
+    let seconds = histogram.sum_microseconds as f64 / 1e6;
+    series(text, &format!("{name}_sum"), core, &[], seconds);
+    series(text, &format!("{name}_count"), core, &[], count as f64);
 }
 
 /// A label's value: backslash, quote and line feed are escaped.
@@ -269,7 +390,31 @@ mod tests {
             firmware: "a\"b\\c\n.elf".into(),
             firmware_sha256: "00ff".into(),
             incarnation: 3,
+            uptime_microseconds: Some(2_500_000),
+            memory_da: 0x8000_0000,
+            memory_bytes: 4 << 20,
             crashes: 2,
+            crashes_by_reason: vec![CrashCount {
+                reason: "watchdog".into(),
+                count: 2,
+            }],
+            recovery_time: Histogram {
+                bounds_microseconds: vec![500, 1000],
+                counts: vec![1, 0, 2],
+                sum_microseconds: 4500,
+            },
+            relay_time: Histogram::new(&[1]),
+            coredump_mode: "enabled".into(),
+            coredumps: DumpCount {
+                written: 1,
+                bytes: 4096,
+                microseconds: 1500,
+                ..DumpCount::default()
+            },
+            traces: vec![TraceCount {
+                bytes: 12,
+                overruns: 1,
+            }],
             recovery: true,
             next: None,
             last_crash: None,
@@ -281,6 +426,11 @@ mod tests {
                 steps: Vec::new(),
             }],
             vdevs: vec![VdevStatus {
+                device_id: 7,
+                features: 1,
+                config_bytes: 0,
+                socket: None,
+                vrings: Vec::new(),
                 guest_attached: true,
                 driver_ok: true,
                 core_holds: 7,
@@ -310,10 +460,14 @@ mod tests {
             let mut series = 0;
             while let Some(line) = lines.next_if(|it| !it.starts_with('#')) {
                 let (labels, value) = line.rsplit_once("} ").unwrap();
-                assert!(
-                    labels.starts_with(&format!("{name}{{core=\"m4\"")),
-                    "{line}"
-                );
+                let (called, labels) = labels.split_once('{').unwrap();
+                let suffix = called.strip_prefix(name).unwrap();
+                let suffixes: &[_] = match metric.kind {
+                    Kind::Histogram => &["_bucket", "_sum", "_count"],
+                    Kind::Counter | Kind::Gauge => &[""],
+                };
+                assert!(suffixes.contains(&suffix), "{line}");
+                assert!(labels.starts_with("core=\"m4\""), "{line}");
                 value.parse::<f64>().unwrap();
                 series += 1;
             }
@@ -352,6 +506,12 @@ mod tests {
             "rprocd_core_state{core=\"m4\",state=\"running\"} 1\n",
             "rprocd_core_state{core=\"m4\",state=\"crashed\"} 0\n",
             "rprocd_core_boots_total{core=\"m4\"} 3\n",
+            "rprocd_core_crashes_total{core=\"m4\",reason=\"watchdog\"} 2\n",
+            "rprocd_core_recovery_duration_seconds_bucket{core=\"m4\",le=\"0.0005\"} 1\n",
+            "rprocd_core_recovery_duration_seconds_bucket{core=\"m4\",le=\"0.001\"} 1\n",
+            "rprocd_core_recovery_duration_seconds_bucket{core=\"m4\",le=\"+Inf\"} 3\n",
+            "rprocd_core_recovery_duration_seconds_sum{core=\"m4\"} 0.0045\n",
+            "rprocd_core_recovery_duration_seconds_count{core=\"m4\"} 3\n",
             "rprocd_core_change_duration_seconds{core=\"m4\",change=\"recovery\"} 0.0015\n",
             "rprocd_vdev_messages_total{core=\"m4\",vdev=\"0\",direction=\"to_guest\"} 100\n",
             "rprocd_vdev_messages_total{core=\"m4\",vdev=\"0\",direction=\"to_core\"} 200\n",

@@ -158,6 +158,9 @@ impl fmt::Display for CrashKind {
 }
 
 impl CrashKind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::MmuFault, Self::Watchdog, Self::FatalError];
+
     /// The signal that a debugger shows for it: SIGSEGV, SIGALRM or SIGABRT.
     pub fn signal(self) -> u16 {
         match self {

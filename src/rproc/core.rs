@@ -7,12 +7,14 @@
 //! core's own thread. That thread is for timers, for a firmware that is busy, and for a core
 //! without a guest; it sleeps as long as none of these is the case.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -21,14 +23,19 @@ use log::error;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use vm_memory::GuestMemoryMmap;
 
+use super::check::CheckOptions;
 use super::drive::Driven;
+use super::events::{EventLog, Teller};
 use super::evidence::Coredumps;
 use super::firmware::{Firmware, Identities};
+use super::histogram::RelayTimes;
 use super::holders::Holder;
 use super::machine::{Driver, Later, Linger, Machine, Policies, RequestError, vdev_label};
+use super::resources::{Region, Resource};
 use super::status::CoreStatus;
 use super::subdevice::Subdevice;
 use super::trace::TraceText;
+use crate::coredump::{Mode, StoredDump};
 use crate::engine::{Engine, Report, Reporter};
 use crate::firmware::Snapshot;
 use crate::vdev::{GuestFace, GuestQueue, GuestState, RingFault, VIRTIO_RPMSG_F_NS};
@@ -130,6 +137,7 @@ struct Shared {
     jobs: Mutex<VecDeque<Job>>,
     alarm: Alarm,
     ending: AtomicBool,
+    relay_times: RelayTimes,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -143,11 +151,19 @@ impl Shared {
         let begun = Instant::now();
         let overdue = || by != By::Own && begun.elapsed() > PATIENCE;
         let pending = || self.machine.is_pending();
+        // Only what a guest waits for is timed, and once a kick.
+        let timed = Cell::new(by == By::Guest);
+        let relayed = || {
+            if timed.take() {
+                self.relay_times.count(begun.elapsed());
+            }
+        };
         let driver = Driver {
             own: by == By::Own,
             lingers: by != By::Asker,
             pending: &pending,
             overdue: &overdue,
+            relayed: &relayed,
         };
         // In busy mode the core's own thread is to have it, and nobody else for longer than needed.
         let goes_on = by == By::Own || self.linger != Linger::Always;
@@ -230,6 +246,7 @@ impl Shared {
 pub struct Core {
     shared: Arc<Shared>,
     identities: Arc<Identities>,
+    trace_looks: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -249,6 +266,7 @@ impl Core {
         let machine = Machine::new(name, engine, firmware, policies, coredumps);
         let identities = machine.identities();
         let kicked = machine.kicked();
+        let trace_looks = machine.trace_looks();
         let shared = Arc::new(Shared {
             name: name.to_owned(),
             machine: Driven::new(machine),
@@ -257,6 +275,7 @@ impl Core {
             jobs: Mutex::default(),
             alarm: Alarm::new()?,
             ending: AtomicBool::new(false),
+            relay_times: RelayTimes::default(),
         });
         let reporter = {
             let shared = Arc::downgrade(&shared);
@@ -276,6 +295,7 @@ impl Core {
         Ok(Self {
             shared,
             identities,
+            trace_looks,
             thread: Some(thread),
         })
     }
@@ -371,9 +391,68 @@ impl Core {
         self.shared.ask(|machine| machine.add_subdevice(subdevice));
     }
 
+    /// Has what happens to the core told in `log` from now on.
+    pub fn tell(&self, log: Arc<EventLog>) {
+        let teller = Teller::new(log, &self.shared.name);
+        self.shared.ask(|machine| machine.set_teller(teller));
+    }
+
+    /// Says where a VMM finds a vdev, for those who ask.
+    pub fn set_socket(&self, vdev: usize, path: PathBuf) {
+        self.shared
+            .ask(move |machine| machine.set_socket(vdev, path));
+    }
+
+    /// Sets whether and how coredumps are written.
+    ///
+    /// # Errors
+    /// See [`Machine::set_coredump`].
+    pub fn set_coredump(&self, mode: Mode) -> Result<(), RequestError> {
+        self.shared.ask(move |machine| machine.set_coredump(mode))
+    }
+
+    /// The coredumps that are kept, the oldest first.
+    ///
+    /// # Errors
+    /// What the host says of the folder.
+    pub fn coredumps(&self) -> io::Result<Vec<StoredDump>> {
+        self.shared.ask(|machine| machine.coredumps())
+    }
+
+    /// Has the firmware die.
+    ///
+    /// # Errors
+    /// Why not: see [`Machine::inject_crash`].
+    pub fn inject_crash(&self) -> Result<(), RequestError> {
+        self.shared.ask(Machine::inject_crash)
+    }
+
+    /// Which firmware it would take; see [`check`](super::check()).
+    pub fn check_options(&self) -> CheckOptions {
+        self.shared.ask(|machine| machine.check_options())
+    }
+
+    /// How often something new was found in a trace buffer. Asking waits for nobody.
+    pub fn looks_with_text(&self) -> u64 {
+        self.trace_looks.load(Ordering::Relaxed)
+    }
+
+    /// What is where in the core's memory.
+    pub fn regions(&self) -> Vec<Region> {
+        self.shared.ask(|machine| machine.regions())
+    }
+
+    /// The core's resource table.
+    pub fn resources(&self) -> Vec<Resource> {
+        self.shared.ask(|machine| machine.resources())
+    }
+
     /// The core's figures.
     pub fn status(&self) -> CoreStatus {
-        self.shared.ask(|machine| machine.status())
+        CoreStatus {
+            relay_time: self.shared.relay_times.histogram(),
+            ..self.shared.ask(|machine| machine.status())
+        }
     }
 
     /// What was written into the core's trace buffers; see [`Machine::traces`].

@@ -3,15 +3,19 @@
 //! What belongs here: whether one is written, what goes into it, and how long that may take. What
 //! does not: the file (see [`coredump`](crate::coredump)).
 
+use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use log::{error, info, warn};
 
 use super::boot::BootPlan;
+use super::status::DumpCount;
+use super::timeline::micros;
 use crate::coredump::{
-    Dump, DumpStore, FirmwareId, Limits, Mode, Outcome, Segment, Source, StoreError, Style, within,
+    Dump, DumpStore, FirmwareId, Limits, Mode, Outcome, Segment, Source, StoreError, StoredDump,
+    Style, within,
 };
 use crate::engine::{Crash, Engine, Evidence};
 use crate::firmware::Snapshot;
@@ -25,6 +29,7 @@ pub struct Coredumps {
     patience: Duration,
     style: Style,
     store: Option<DumpStore>,
+    counts: DumpCount,
 }
 
 impl Coredumps {
@@ -35,6 +40,7 @@ impl Coredumps {
             patience: Duration::ZERO,
             style: Style::default(),
             store: None,
+            counts: DumpCount::default(),
         }
     }
 
@@ -55,6 +61,7 @@ impl Coredumps {
             patience,
             style: Style::default(),
             store: Some(DumpStore::open(directory, core, limits)?),
+            counts: DumpCount::default(),
         })
     }
 
@@ -68,6 +75,42 @@ impl Coredumps {
     /// In which mode.
     pub fn mode(&self) -> Mode {
         self.mode
+    }
+
+    /// Another mode. Says whether that can be: without a place there are no dumps.
+    pub(super) fn set_mode(&mut self, mode: Mode) -> bool {
+        let can = self.store.is_some() || mode == Mode::Disabled;
+        if can {
+            self.mode = mode;
+        }
+        can
+    }
+
+    /// Those that are kept, the oldest first.
+    pub(super) fn list(&self) -> io::Result<Vec<StoredDump>> {
+        self.store.as_ref().map_or(Ok(Vec::new()), DumpStore::list)
+    }
+
+    /// What became of them so far.
+    pub(super) fn counts(&self) -> DumpCount {
+        self.counts
+    }
+
+    fn count(&mut self, outcome: &Outcome, time: Duration) {
+        let counts = &mut self.counts;
+        match outcome {
+            Outcome::Written { bytes, .. } => {
+                counts.written += 1;
+                counts.bytes += bytes;
+            }
+            Outcome::Partial { bytes, .. } => {
+                counts.partial += 1;
+                counts.bytes += bytes;
+            }
+            Outcome::Failed { .. } => counts.failed += 1,
+            Outcome::Skipped { .. } => counts.skipped += 1,
+        }
+        counts.microseconds += micros(time);
     }
 
     /// Writes what there is to be known of a core that has stopped after a crash. Whatever becomes
@@ -85,6 +128,7 @@ impl Coredumps {
             (None, _) | (_, Mode::Disabled) => return None,
             (Some(store), Mode::Enabled | Mode::Inline) => store,
         };
+        let begun = Instant::now();
         let ram = engine.ram().clone();
         let Evidence {
             class,
@@ -114,6 +158,7 @@ impl Coredumps {
             Mode::Inline => store.save(&mut dump, &mut || ControlFlow::Continue(())),
             Mode::Enabled | Mode::Disabled => store.save(&mut dump, &mut within(self.patience)),
         };
+        self.count(&outcome, begun.elapsed());
         match &outcome {
             Outcome::Written { .. } | Outcome::Skipped { .. } => info!("{core}: {outcome}"),
             Outcome::Partial { .. } => warn!("{core}: {outcome}"),

@@ -57,8 +57,10 @@ mod guests;
 mod steps;
 mod turn;
 
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::{Duration, Instant};
 
 use log::{debug, error, info};
@@ -66,18 +68,23 @@ use thiserror::Error;
 
 use super::admission::{Admission, CoreState, Verb, admit};
 use super::boot::{BootError, BootPlan, VdevPlan};
+use super::check::CheckOptions;
+use super::events::{Teller, What};
 use super::evidence::Coredumps;
 use super::firmware::{Firmware, FirmwareError, Identities};
+use super::histogram::{Histogram, RECOVERY_BOUNDS};
 use super::holders::{Holder, Holders};
 use super::recovery::{CrashHistory, RecoveryPolicy};
-use super::status::{CoreStatus, VdevStatus};
+use super::resources::{Region, Resource, resources};
+use super::status::{CoreStatus, CrashCount, VdevStatus, VringStatus};
 use super::subdevice::{Subdevice, Subdevices};
-use super::timeline::{Stopwatch, Timeline};
+use super::timeline::{Stopwatch, Timeline, micros};
 use super::trace::{TraceText, Traces};
-use crate::engine::{Crash, Engine, EngineError, Reporter};
+use crate::coredump::{Mode, StoredDump};
+use crate::engine::{Crash, CrashKind, Engine, EngineError, Reporter};
 use crate::firmware::Snapshot;
 use crate::report::sentence;
-use crate::vdev::Vdev;
+use crate::vdev::{News, Vdev};
 pub use turn::{Driver, Later, Linger};
 use turn::{Owners, Watch};
 
@@ -130,6 +137,15 @@ pub enum RequestError {
         verb: Verb,
         /// Why not.
         source: EngineError,
+    },
+    /// The core has no place for coredumps.
+    #[error(
+        "core {core} was configured without coredumps; set `mode` and `directory` in its section \
+         [core.coredump] and restart rprocd"
+    )]
+    NoDumps {
+        /// The core's name.
+        core: String,
     },
     /// The firmware is not taken; the core keeps the one it has.
     #[error("the firmware of core {core} is not changed")]
@@ -287,6 +303,12 @@ pub struct Machine {
     unknown_kicks: u64,
     /// The last of each kind.
     timelines: Vec<Timeline>,
+    /// By [`CrashKind`].
+    crashes_by_reason: [u64; CrashKind::ALL.len()],
+    recovery_time: Histogram,
+    /// Where the vdevs are listened for.
+    sockets: Vec<Option<PathBuf>>,
+    teller: Teller,
 }
 
 impl Machine {
@@ -302,6 +324,7 @@ impl Machine {
         let vdevs = (0..identities.len())
             .map(|index| Vdev::new(vdev_label(name, index)))
             .collect();
+        let sockets = vec![None; identities.len()];
         let state = if engine.runs_already() {
             State::Detached
         } else {
@@ -328,6 +351,10 @@ impl Machine {
             last_dump: None,
             unknown_kicks: 0,
             timelines: Vec::new(),
+            crashes_by_reason: [0; CrashKind::ALL.len()],
+            recovery_time: Histogram::new(&RECOVERY_BOUNDS),
+            sockets,
+            teller: Teller::default(),
         }
     }
 
@@ -345,6 +372,22 @@ impl Machine {
     /// Where guests' kicks are left before the core is driven: a bit for each vdev.
     pub(super) fn kicked(&self) -> Arc<AtomicU32> {
         self.watch.kicked()
+    }
+
+    /// See [`Traces::found`].
+    pub(super) fn trace_looks(&self) -> Arc<AtomicU64> {
+        self.traces.found()
+    }
+
+    /// Which firmware it would take.
+    pub(super) fn check_options(&self) -> CheckOptions {
+        let ram = self.engine.ram();
+        CheckOptions {
+            rules: self.engine.image_rules(),
+            base: ram.base(),
+            memory_bytes: ram.len(),
+            grants: Some(self.firmware.grants.clone()),
+        }
     }
 
     /// Something other than a kick has happened to it: the next turn looks at every vdev.
@@ -397,6 +440,43 @@ impl Machine {
             core: self.name.clone(),
             verb,
             source,
+        }
+    }
+
+    fn stopwatch(&self, what: &'static str) -> Stopwatch {
+        Stopwatch::start(what, &self.teller, self.incarnations)
+    }
+
+    /// Where what happens to the core is told.
+    pub(super) fn set_teller(&mut self, teller: Teller) {
+        self.teller = teller;
+        self.tell(What::State, None, |machine| machine.state().to_string());
+    }
+
+    /// Tells those who watch.
+    fn tell(&self, what: What, vdev: Option<usize>, detail: impl FnOnce(&Self) -> String) {
+        self.teller
+            .tell(self.incarnations, what, vdev, || detail(self));
+    }
+
+    /// The core is in another state from here on.
+    fn enter(&mut self, state: State) {
+        self.state = state;
+        self.tell(What::State, None, |machine| machine.state().to_string());
+    }
+
+    /// Tells of the endpoints that came and went.
+    fn tell_news(&mut self) {
+        for (index, vdev) in self.vdevs.iter_mut().enumerate() {
+            for news in vdev.take_news() {
+                let (what, announced) = match news {
+                    News::Announced(announced) => (What::Announced, announced),
+                    News::Withdrawn(announced) => (What::Withdrawn, announced),
+                };
+                self.teller.tell(self.incarnations, what, Some(index), || {
+                    format!("{} {}", announced.name.escape_ascii(), announced.address)
+                });
+            }
         }
     }
 
@@ -467,7 +547,7 @@ impl Machine {
     }
 
     fn stop_core(&mut self) -> Result<(), RequestError> {
-        let mut stopwatch = Stopwatch::start("stop");
+        let mut stopwatch = self.stopwatch("stop");
         let ended = match &self.state {
             State::Crashed(_, Next::Stuck, _) => self.end_after_crash(&mut stopwatch),
             // It has been stopped.
@@ -507,7 +587,7 @@ impl Machine {
             let cause = self.engine.cannot("let go of a core");
             return Err(self.engine_failed(Verb::Detach, cause));
         }
-        let mut stopwatch = Stopwatch::start("detach");
+        let mut stopwatch = self.stopwatch("detach");
         self.take_down(false, End::Detach, &mut stopwatch)
             .map_err(|cause| self.engine_failed(Verb::Detach, cause))?;
         self.gone(State::Detached);
@@ -527,7 +607,7 @@ impl Machine {
             .suspend()
             .map_err(|cause| self.engine_failed(Verb::Suspend, cause))?;
         if let State::Running(incarnation) = std::mem::replace(&mut self.state, State::Offline) {
-            self.state = State::Suspended(incarnation);
+            self.enter(State::Suspended(incarnation));
         }
         info!("{}: suspended", self.name);
         Ok(())
@@ -543,7 +623,7 @@ impl Machine {
             .resume()
             .map_err(|cause| self.engine_failed(Verb::Resume, cause))?;
         if let State::Suspended(incarnation) = std::mem::replace(&mut self.state, State::Offline) {
-            self.state = State::Running(incarnation);
+            self.enter(State::Running(incarnation));
         }
         info!("{}: resumed", self.name);
         // Those whose guest arrived meanwhile.
@@ -575,6 +655,9 @@ impl Machine {
             self.name,
             if enabled { "enabled" } else { "disabled" }
         );
+        self.tell(What::RecoveryPolicy, None, |_| {
+            if enabled { "enabled" } else { "disabled" }.to_owned()
+        });
         match &mut self.state {
             State::Crashed(..) if enabled => self.restart(),
             State::Crashed(_, next @ Next::Restart(_), _) => {
@@ -605,7 +688,54 @@ impl Machine {
             })?;
         info!("{}: firmware is now {}", self.name, firmware.snapshot);
         self.firmware = firmware;
+        self.tell(What::Firmware, None, |machine| {
+            machine.firmware.snapshot.to_string()
+        });
         Ok(())
+    }
+
+    /// Sets whether and how coredumps are written.
+    ///
+    /// # Errors
+    /// [`RequestError::NoDumps`] if the core was configured without a place for them.
+    pub fn set_coredump(&mut self, mode: Mode) -> Result<(), RequestError> {
+        if !self.coredumps.set_mode(mode) {
+            return Err(RequestError::NoDumps {
+                core: self.name.clone(),
+            });
+        }
+        info!("{}: coredumps are {mode}", self.name);
+        self.tell(What::CoredumpMode, None, |_| mode.to_string());
+        Ok(())
+    }
+
+    /// Its coredumps that are kept, the oldest first.
+    ///
+    /// # Errors
+    /// What the host says of the folder.
+    pub fn coredumps(&self) -> io::Result<Vec<StoredDump>> {
+        self.coredumps.list()
+    }
+
+    /// Has the firmware die, as if it had crashed.
+    ///
+    /// # Errors
+    /// [`RequestError::Refused`] if there is none that runs.
+    pub fn inject_crash(&mut self) -> Result<(), RequestError> {
+        self.admit(Verb::ReportCrash)?;
+        self.crashed(Crash {
+            kind: CrashKind::FatalError,
+            detail: "an operator had it crash".to_owned(),
+        });
+        self.recover_if_due();
+        Ok(())
+    }
+
+    /// Where a VMM finds a vdev.
+    pub(super) fn set_socket(&mut self, vdev: usize, path: PathBuf) {
+        if let Some(socket) = self.sockets.get_mut(vdev) {
+            *socket = Some(path);
+        }
     }
 
     /// Removes the core: whatever its engine reports from here on is ignored, a core that we
@@ -622,7 +752,7 @@ impl Machine {
         if let Err(cause) = ended {
             error!("{}", sentence(&cause));
         }
-        self.state = State::Deleted;
+        self.enter(State::Deleted);
     }
 
     /// The process is about to end because of a defect. Returns how long the engine needs.
@@ -671,7 +801,27 @@ impl Machine {
             firmware: self.firmware.snapshot.name().to_owned(),
             firmware_sha256: self.firmware.snapshot.short_hash().to_owned(),
             incarnation: self.incarnations,
+            uptime_microseconds: self
+                .state
+                .incarnation()
+                .map(|it| micros(it.since.elapsed())),
+            memory_da: self.engine.ram().base().0,
+            memory_bytes: self.engine.ram().len(),
             crashes: self.crashes,
+            crashes_by_reason: CrashKind::ALL
+                .iter()
+                .zip(self.crashes_by_reason)
+                .map(|(reason, count)| CrashCount {
+                    reason: reason.to_string(),
+                    count,
+                })
+                .collect(),
+            recovery_time: self.recovery_time.clone(),
+            // The core's lock is not needed to count it: see `Core::status`.
+            relay_time: Histogram::default(),
+            coredump_mode: self.coredumps.mode().to_string(),
+            coredumps: self.coredumps.counts(),
+            traces: self.traces.counts(),
             recovery: self.policies.recovery.enabled,
             next: self.next_in_words(),
             last_crash: self.last_crash.as_ref().map(|(incarnation, crash)| {
@@ -683,11 +833,67 @@ impl Machine {
             last_dump: self.last_dump.clone(),
             unknown_kicks: self.unknown_kicks,
             timelines: self.timelines.iter().map(Into::into).collect(),
-            vdevs: self
-                .vdevs
-                .iter()
-                .map(|vdev| VdevStatus::from(&vdev.snapshot()))
-                .collect(),
+            vdevs: self.vdevs_status(),
+        }
+    }
+
+    fn vdevs_status(&self) -> Vec<VdevStatus> {
+        let plans = self.state.incarnation().map(|it| &it.plan.vdevs[..]);
+        let entries: Vec<_> = match plans {
+            Some(plans) => plans.iter().map(VdevPlan::entry).collect(),
+            None => self.firmware.vdevs().collect(),
+        };
+        let mut list = Vec::new();
+        for (index, (vdev, entry)) in self.vdevs.iter().zip(entries).enumerate() {
+            let plan = plans.and_then(|plans| plans.get(index));
+            let places: Vec<_> = plan.iter().flat_map(|plan| plan.vrings()).collect();
+            let vrings = entry.vrings.iter().enumerate().map(|(number, vring)| {
+                let place = places.get(number);
+                VringStatus {
+                    notify_id: place.map(|(_, _, id)| id.0.into()),
+                    da: place.map(|(da, _, _)| da.0),
+                    size: vring.num,
+                    align: vring.align,
+                }
+            });
+            list.push(VdevStatus {
+                device_id: entry.device_id,
+                features: entry.dfeatures,
+                config_bytes: entry.config.len(),
+                socket: self.sockets[index]
+                    .as_ref()
+                    .map(|path| path.display().to_string()),
+                vrings: vrings.collect(),
+                ..VdevStatus::from(&vdev.snapshot())
+            });
+        }
+        list
+    }
+
+    /// What is where in the core's memory.
+    pub fn regions(&self) -> Vec<Region> {
+        let ram = self.engine.ram();
+        let mut regions = vec![Region::new("ram", "", ram.base(), ram.len())];
+        match self.state.incarnation() {
+            Some(incarnation) => regions.extend(incarnation.plan.regions(&self.firmware.image)),
+            None => regions.extend(self.firmware.regions()),
+        }
+        regions
+    }
+
+    /// The core's resource table, entry by entry: what is in its memory while there is an
+    /// incarnation, else what the firmware's file says.
+    pub fn resources(&self) -> Vec<Resource> {
+        match self.state.incarnation() {
+            Some(Incarnation { plan, .. }) => {
+                let (pristine, now) = plan.table.pristine_and_now();
+                resources(pristine, &now)
+            }
+            None => {
+                let section = self.firmware.image.table.as_ref();
+                let bytes = section.map(|section| section.table.bytes());
+                bytes.map_or_else(Vec::new, |bytes| resources(bytes, bytes))
+            }
         }
     }
 }

@@ -19,6 +19,9 @@
 //! | `core` | the core's own thread, and asking a core for something |
 //! | `recovery` | whether and when a crashed core is started again |
 //! | `evidence` | what is kept of one that crashed |
+//! | `events` | what happened, numbered, for those who watch |
+//! | `histogram` | how often something took how long |
+//! | `resources` | memory and resource table as plain values |
 //! | `timeline` | how long each step took |
 //! | `status` | a core's figures |
 //! | `trace` | what a firmware writes into its trace buffers, followed and kept |
@@ -28,12 +31,15 @@ mod boot;
 mod check;
 mod core;
 mod drive;
+mod events;
 mod evidence;
 mod firmware;
 mod grants;
+mod histogram;
 mod holders;
 mod machine;
 mod recovery;
+mod resources;
 mod status;
 mod subdevice;
 mod table;
@@ -45,14 +51,18 @@ pub use boot::{BootError, BootPlan, Clean, TraceBuffer, VdevPlan, check_vdevs};
 pub use check::{Check, CheckOptions, check};
 pub use core::Core;
 pub use drive::Driven;
+pub use events::{EVENTS_KEPT, Event, EventLog, Excerpt, What};
 pub use evidence::Coredumps;
 pub use firmware::{Firmware, FirmwareError};
 pub use grants::{DevmemGrant, Grants, VendorRule};
+pub use histogram::{Histogram, RECOVERY_BOUNDS, RELAY_BOUNDS};
 pub use holders::Holder;
 pub use machine::{Departure, Driver, Later, Linger, Machine, Policies, RequestError, vdev_label};
 pub use recovery::{CrashHistory, Decision, RecoveryPolicy};
+pub use resources::{Field, Region, Resource};
 pub use status::{
-    AnnouncedStatus, CoreStatus, DirectionStatus, StepStatus, TimelineStatus, VdevStatus,
+    AnnouncedStatus, CoreStatus, CrashCount, DirectionStatus, DumpCount, StepStatus,
+    TimelineStatus, TraceCount, VdevStatus, VringStatus,
 };
 pub use subdevice::{Refusal, Subdevice};
 pub use table::LiveTable;

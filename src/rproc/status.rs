@@ -5,7 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::timeline::Timeline;
+use super::histogram::Histogram;
+use super::timeline::{Timeline, micros};
 use crate::vdev::{Counters, VdevSnapshot};
 
 /// One core.
@@ -26,8 +27,27 @@ pub struct CoreStatus {
     pub firmware_sha256: String,
     /// Number of the last boot; 0 before the first.
     pub incarnation: u32,
+    /// How long the incarnation that is there has been.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uptime_microseconds: Option<u64>,
+    /// Where its memory begins.
+    pub memory_da: u64,
+    /// How large its memory is.
+    pub memory_bytes: u64,
     /// Crashes since the daemon started.
     pub crashes: u32,
+    /// The same, by type.
+    pub crashes_by_reason: Vec<CrashCount>,
+    /// From a crash to the next incarnation.
+    pub recovery_time: Histogram,
+    /// From a guest's kick until all that came of it was relayed.
+    pub relay_time: Histogram,
+    /// Whether and how coredumps are written: disabled, enabled, inline.
+    pub coredump_mode: String,
+    /// What became of coredumps.
+    pub coredumps: DumpCount,
+    /// The trace buffers, in the order of the resource table.
+    pub traces: Vec<TraceCount>,
     /// Is a crashed core started again without being asked?
     pub recovery: bool,
     /// While the core is crashed: what comes next. "restart in 0.2 s", "held after 10 crashes",
@@ -46,6 +66,57 @@ pub struct CoreStatus {
     pub timelines: Vec<TimelineStatus>,
     /// The core's vdevs, in the order of the resource table.
     pub vdevs: Vec<VdevStatus>,
+}
+
+/// Crashes of one type.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CrashCount {
+    /// The type.
+    pub reason: String,
+    /// How many.
+    pub count: u64,
+}
+
+/// What became of coredumps, since the daemon started.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct DumpCount {
+    /// Whole ones.
+    pub written: u64,
+    /// Those whose end is missing.
+    pub partial: u64,
+    /// Not wanted, because of the quota.
+    pub skipped: u64,
+    /// Those that could not be written.
+    pub failed: u64,
+    /// Bytes on the disk, of all of them.
+    pub bytes: u64,
+    /// How long they took, all together.
+    pub microseconds: u64,
+}
+
+/// What was found in a trace buffer, since the daemon started.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct TraceCount {
+    /// Bytes of text.
+    pub bytes: u64,
+    /// How often text was overwritten unseen.
+    pub overruns: u64,
+}
+
+/// A vring on the core's side.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VringStatus {
+    /// Its notify id, once the core has booted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notify_id: Option<u32>,
+    /// Where it is, once the core has booted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub da: Option<u64>,
+    /// Descriptors.
+    pub size: u16,
+    /// Alignment.
+    pub align: u32,
 }
 
 /// The last change of one kind.
@@ -72,8 +143,6 @@ pub struct StepStatus {
 
 impl From<&Timeline> for TimelineStatus {
     fn from(timeline: &Timeline) -> Self {
-        let micros =
-            |time: std::time::Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         Self {
             what: timeline.what.to_owned(),
             microseconds: micros(timeline.total()),
@@ -93,6 +162,17 @@ impl From<&Timeline> for TimelineStatus {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VdevStatus {
+    /// Virtio device id.
+    pub device_id: u32,
+    /// Device features that the firmware offers.
+    pub features: u32,
+    /// Length of its configuration space.
+    pub config_bytes: usize,
+    /// Where a VMM connects, if anything listens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<String>,
+    /// Its vrings.
+    pub vrings: Vec<VringStatus>,
     /// Is a guest's driver attached?
     pub guest_attached: bool,
     /// Has the firmware been told that a driver is there?
@@ -168,7 +248,13 @@ impl From<Counters> for DirectionStatus {
 
 impl From<&VdevSnapshot> for VdevStatus {
     fn from(vdev: &VdevSnapshot) -> Self {
+        // What the firmware's table says is the machine's to fill in.
         Self {
+            device_id: 0,
+            features: 0,
+            config_bytes: 0,
+            socket: None,
+            vrings: Vec::new(),
             guest_attached: vdev.guest_up,
             driver_ok: vdev.core_up,
             core_holds: vdev.core_holds,

@@ -114,6 +114,13 @@ impl LiveTable {
         }
     }
 
+    /// The whole table as it is known to be well-formed, and as it is now.
+    pub fn pristine_and_now(&self) -> (&[u8], Vec<u8>) {
+        let mut now = vec![0; self.bytes.len()];
+        self.read(0, &mut now);
+        (&self.cached, now)
+    }
+
     fn write_live(&self, offset: usize, bytes: &[u8]) {
         let Some(place) = self.place else { return };
         let at = DeviceAddress(place.0 + offset as u64);

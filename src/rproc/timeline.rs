@@ -5,6 +5,8 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use super::events::{Teller, What};
+
 /// One change of a core's state, step by step.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Timeline {
@@ -32,30 +34,47 @@ impl fmt::Display for Timeline {
     }
 }
 
+/// Whole microseconds.
+pub(super) fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
 /// A timeline in the making.
 pub(super) struct Stopwatch {
     line: Timeline,
     last: Instant,
+    teller: Teller,
+    incarnation: u32,
 }
 
 impl Stopwatch {
-    pub(super) fn start(what: &'static str) -> Self {
+    /// Each step is told when it is done, as one of `incarnation`.
+    pub(super) fn start(what: &'static str, teller: &Teller, incarnation: u32) -> Self {
         Self {
             line: Timeline {
                 what,
                 steps: Vec::new(),
             },
             last: Instant::now(),
+            teller: teller.clone(),
+            incarnation,
         }
     }
 
     /// The step that has just ended.
     pub(super) fn lap(&mut self, step: &'static str) {
         let now = Instant::now();
-        self.line
-            .steps
-            .push((step, now.saturating_duration_since(self.last)));
+        let time = now.saturating_duration_since(self.last);
+        self.line.steps.push((step, time));
+        self.teller.tell(self.incarnation, What::Step, None, || {
+            format!("{}: {step} ({} us)", self.line.what, time.as_micros())
+        });
         self.last = now;
+    }
+
+    /// All steps so far together.
+    pub(super) fn total(&self) -> Duration {
+        self.line.total()
     }
 
     pub(super) fn finish(self) -> Timeline {

@@ -41,10 +41,13 @@
 //!   front of it is taken for new.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use vm_memory::VolatileSlice;
 
 use super::boot::TraceBuffer;
+use super::status::TraceCount;
 use crate::memory::Ram;
 
 /// Bytes of a buffer that are followed, from its start.
@@ -515,13 +518,18 @@ impl TraceFollower {
 
 /// All trace buffers of one core, in table order. They outlive incarnations, as their logs do.
 #[derive(Default, Debug)]
-pub(super) struct Traces(Vec<TraceFollower>);
+pub(super) struct Traces {
+    followers: Vec<TraceFollower>,
+    /// Looks that found something.
+    found: Arc<AtomicU64>,
+}
 
 impl Traces {
     /// An incarnation begins; see [`TraceFollower::begin`].
     pub(super) fn begin(&mut self, buffers: &[TraceBuffer], ram: &Ram, old: OldText) {
-        if self.0.len() < buffers.len() {
-            self.0.resize_with(buffers.len(), TraceFollower::new);
+        if self.followers.len() < buffers.len() {
+            self.followers
+                .resize_with(buffers.len(), TraceFollower::new);
         }
         self.each(buffers, ram, |follower, buffer| {
             follower.begin(buffer, old);
@@ -548,11 +556,25 @@ impl Traces {
     /// [`TraceFollower::end`].
     pub(super) fn since(&self, numbers: &[u64], max: usize) -> Vec<(TraceText, u64)> {
         let numbers = numbers.iter().copied().chain(std::iter::repeat(0));
-        self.0
+        self.followers
             .iter()
             .zip(numbers)
             .map(|(follower, number)| (follower.since(number, max), follower.end()))
             .collect()
+    }
+
+    /// What was found so far, buffer by buffer.
+    pub(super) fn counts(&self) -> Vec<TraceCount> {
+        let count = |follower: &TraceFollower| TraceCount {
+            bytes: follower.end(),
+            overruns: follower.overruns(),
+        };
+        self.followers.iter().map(count).collect()
+    }
+
+    /// How many looks found something, for those who must not wait for the core.
+    pub(super) fn found(&self) -> Arc<AtomicU64> {
+        self.found.clone()
     }
 
     fn each(
@@ -562,13 +584,17 @@ impl Traces {
         mut look: impl FnMut(&mut TraceFollower, &VolatileSlice<'_>) -> bool,
     ) {
         let mut left = MAX_FOLLOWED_OF_CORE as u64;
-        for (follower, buffer) in self.0.iter_mut().zip(buffers) {
+        let mut found = false;
+        for (follower, buffer) in self.followers.iter_mut().zip(buffers) {
             let len = buffer.len.min(left).min(MAX_FOLLOWED as u64);
             left -= len;
             // Its place was checked when the boot was planned.
             if let Ok(slice) = ram.slice(buffer.place, len) {
-                look(follower, &slice);
+                found |= look(follower, &slice);
             }
+        }
+        if found {
+            self.found.fetch_add(1, Ordering::Relaxed);
         }
     }
 }

@@ -18,7 +18,7 @@ use super::driver_ring::DriverRing;
 use super::farewell::{Farewells, discard};
 use super::guest_ring::{Direction, GuestRing, RingFault, RingFeatures, RingLayout};
 use super::relay::{Counters, MESSAGES_PER_BURST, Moved, RelayFault, ToCore, ToGuest};
-use super::rpmsg::{Announcements, VIRTIO_RPMSG_F_NS};
+use super::rpmsg::{Announcements, News, VIRTIO_RPMSG_F_NS};
 use super::vring::Vring;
 use super::{MAX_QUEUE_SIZE, QUEUE_TO_CORE, QUEUE_TO_GUEST, QUEUES};
 use crate::engine::NotifyId;
@@ -438,6 +438,17 @@ impl Vdev {
             kick: id.filter(|_| moved.kick_core && !failed),
             failed,
         }
+    }
+
+    /// Endpoints that came and went since the last time.
+    pub fn take_news(&mut self) -> Vec<News> {
+        self.announcements.take_news()
+    }
+
+    /// Has an endpoint come or gone?
+    #[inline]
+    pub fn has_news(&self) -> bool {
+        self.announcements.has_news()
     }
 
     /// The vdev's figures.

@@ -34,7 +34,7 @@ pub use guest_ring::{
 pub use relay::{Counters, MESSAGES_PER_BURST, RelayFault};
 pub use rpmsg::{
     Announced, Announcements, BUFFER_LEN, HEADER_LEN, Header, MAX_ANNOUNCED, NS_ADDRESS, NS_LEN,
-    VIRTIO_ID_RPMSG, VIRTIO_RPMSG_F_NS,
+    News, VIRTIO_ID_RPMSG, VIRTIO_RPMSG_F_NS,
 };
 pub use session::{Listening, Permissions, SessionError, bind};
 pub use vring::Vring;

@@ -28,6 +28,8 @@ pub const NS_ADDRESS: u32 = 53;
 pub const NS_LEN: usize = 40;
 /// The most announced endpoints that are remembered for one vdev.
 pub const MAX_ANNOUNCED: usize = 256;
+/// The most changes that are remembered until somebody asks: a vdev's whole book.
+const MAX_NEWS: usize = 256;
 
 /// A message's header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -93,10 +95,21 @@ impl Announced {
     }
 }
 
+/// An endpoint that came or went.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum News {
+    /// It was announced.
+    Announced(Announced),
+    /// It was withdrawn, or is gone with its firmware.
+    Withdrawn(Announced),
+}
+
 /// What the firmware has announced and not withdrawn.
 #[derive(Clone, Default, Debug)]
 pub struct Announcements {
     list: Vec<Announced>,
+    /// What has changed since somebody asked.
+    news: Vec<News>,
 }
 
 impl Announcements {
@@ -107,7 +120,27 @@ impl Announcements {
 
     /// Forgets all, and returns it: the incarnation or the vdev that announced them is gone.
     pub fn take(&mut self) -> Vec<Announced> {
-        std::mem::take(&mut self.list)
+        let gone = std::mem::take(&mut self.list);
+        for announced in &gone {
+            self.add_news(News::Withdrawn(announced.clone()));
+        }
+        gone
+    }
+
+    /// What has changed since the last time. Of a flood, as many are remembered as a book has.
+    pub fn take_news(&mut self) -> Vec<News> {
+        std::mem::take(&mut self.news)
+    }
+
+    /// Has anything changed since the last time?
+    pub fn has_news(&self) -> bool {
+        !self.news.is_empty()
+    }
+
+    fn add_news(&mut self, news: News) {
+        if self.news.len() < MAX_NEWS {
+            self.news.push(news);
+        }
     }
 
     /// Takes note of a name service payload on its way to the guest. The book is bounded: past
@@ -122,10 +155,13 @@ impl Announcements {
         let address = u32::from_le_bytes([rest[0], rest[1], rest[2], rest[3]]);
         let withdraws = rest[4] & 1 != 0;
         let announced = Announced { name, address };
-        if withdraws {
+        let known = self.list.contains(&announced);
+        if withdraws && known {
             self.list.retain(|known| *known != announced);
-        } else if self.list.len() < MAX_ANNOUNCED && !self.list.contains(&announced) {
-            self.list.push(announced);
+            self.add_news(News::Withdrawn(announced));
+        } else if !withdraws && !known && self.list.len() < MAX_ANNOUNCED {
+            self.list.push(announced.clone());
+            self.add_news(News::Announced(announced));
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::engine::{Crash, EngineError};
 use crate::report::sentence;
 use crate::rproc::admission::Verb;
 use crate::rproc::boot::Clean;
+use crate::rproc::events::What;
 use crate::rproc::recovery::Decision;
 use crate::rproc::timeline::Stopwatch;
 
@@ -20,7 +21,11 @@ impl Machine {
             "{}: crash #{} in incarnation {}: type {}: {}",
             self.name, self.crashes, self.incarnations, crash.kind, crash.detail
         );
-        let mut stopwatch = Stopwatch::start("recovery");
+        let mut stopwatch = self.stopwatch("recovery");
+        self.crashes_by_reason[crash.kind as usize] += 1;
+        self.tell(What::Crash, None, |_| {
+            format!("{}: {}", crash.kind, crash.detail)
+        });
         self.last_crash = Some((self.incarnations, crash));
         let stopped = self.end_after_crash(&mut stopwatch);
         let (State::Running(incarnation)
@@ -44,7 +49,7 @@ impl Machine {
                 Next::Stuck
             }
         };
-        self.state = State::Crashed(incarnation, next, stopwatch);
+        self.enter(State::Crashed(incarnation, next, stopwatch));
         if let Some(next) = self.next_in_words() {
             info!("{}: {next}", self.name);
         }
@@ -73,6 +78,9 @@ impl Machine {
                 crash,
             );
             self.last_dump = dumped.map(|outcome| outcome.to_string());
+            if let Some(dump) = &self.last_dump {
+                self.tell(What::Dump, None, |_| dump.clone());
+            }
             stopwatch.lap("coredump");
         }
         Ok(())
@@ -135,7 +143,7 @@ impl Machine {
     pub(super) fn restart(&mut self) -> Result<(), RequestError> {
         let again = self.is_attached_again();
         if matches!(self.state, State::Crashed(_, Next::Stuck, _)) {
-            self.end_after_crash(&mut Stopwatch::start("stop"))
+            self.end_after_crash(&mut self.stopwatch("stop"))
                 .map_err(|cause| self.engine_failed(Verb::Recover, cause))?;
         }
         let State::Crashed(incarnation, _, mut stopwatch) =
@@ -160,7 +168,10 @@ impl Machine {
         // itself notes there.
         match self.bring_up(incarnation.plan, Clean::Bss, &mut stopwatch) {
             Ok(incarnation) => {
-                self.state = State::Running(incarnation);
+                self.enter(State::Running(incarnation));
+                let took = stopwatch.total();
+                self.recovery_time.count(took);
+                self.tell(What::Recovery, None, |_| format!("{} us", took.as_micros()));
                 self.record(stopwatch);
                 Ok(())
             }

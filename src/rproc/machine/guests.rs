@@ -10,6 +10,7 @@ use super::{BUDGET, Departure, Incarnation, Machine, Origin, State};
 use crate::engine::{Engine, RunEnd};
 use crate::report::sentence;
 use crate::rproc::boot::BootPlan;
+use crate::rproc::events::What;
 use crate::rproc::holders::Holder;
 use crate::vdev::{
     DriverRing, GuestQueue, GuestState, QUEUE_TO_GUEST, QUEUES, RING_F_EVENT_IDX, RingFault, Vdev,
@@ -62,6 +63,7 @@ impl Machine {
         if !self.vdevs[vdev].core_is_up() {
             self.start_vdev(vdev);
         }
+        self.tell(What::Guest, Some(vdev), |_| "attached".to_owned());
         Ok(state)
     }
 
@@ -75,6 +77,7 @@ impl Machine {
         for index in 0..QUEUES {
             self.vdevs[vdev].detach(index);
         }
+        self.tell(What::Guest, Some(vdev), |_| "gone".to_owned());
         let leaving = Holder::Guest { vdev };
         if self.holders.are_only(&leaving) && !matches!(self.state, State::Attached(_)) {
             // The core is stopped right away. A restart, or the time to notice a reset, would be
@@ -158,9 +161,11 @@ impl Machine {
         let vdev = &mut self.vdevs[index];
         let was_up = vdev.core_is_up();
         vdev.reset();
+        self.tell_news();
         if !was_up {
             return;
         }
+        let vdev = &mut self.vdevs[index];
         let Some(incarnation) = self.state.alive() else {
             return;
         };

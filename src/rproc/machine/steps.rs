@@ -18,7 +18,7 @@ impl Machine {
     pub(super) fn boot_afresh(&mut self) -> Result<(), RequestError> {
         match &self.state {
             State::Crashed(_, Next::Stuck, _) => {
-                self.end_after_crash(&mut Stopwatch::start("stop"))
+                self.end_after_crash(&mut self.stopwatch("stop"))
                     .map_err(|cause| self.engine_failed(Verb::Start, cause))?;
                 self.engine.unprepare();
             }
@@ -26,15 +26,16 @@ impl Machine {
             _ => {}
         }
         self.state = State::Offline;
-        let mut stopwatch = Stopwatch::start("boot");
+        let mut stopwatch = self.stopwatch("boot");
         match self.boot(&mut stopwatch) {
             Ok(incarnation) => {
-                self.state = State::Running(incarnation);
+                self.enter(State::Running(incarnation));
                 self.record(stopwatch);
                 Ok(())
             }
             Err(cause) => {
                 self.holders.clear();
+                self.enter(State::Offline);
                 Err(RequestError::Boot {
                     core: self.name.clone(),
                     source: Box::new(cause),
@@ -146,7 +147,7 @@ impl Machine {
 
     /// Linux's `rproc_attach()`. Detached if that fails.
     pub(super) fn attach_core(&mut self) -> Result<(), RequestError> {
-        let mut stopwatch = Stopwatch::start("attach");
+        let mut stopwatch = self.stopwatch("attach");
         let begun = match self.engine.prepare() {
             Err(cause) => Err(BootError::Prepare(cause)),
             Ok(()) => {
@@ -160,12 +161,12 @@ impl Machine {
         };
         match begun {
             Ok(incarnation) => {
-                self.state = State::Attached(incarnation);
+                self.enter(State::Attached(incarnation));
                 self.record(stopwatch);
                 Ok(())
             }
             Err(cause) => {
-                self.state = State::Detached;
+                self.enter(State::Detached);
                 self.holders.clear();
                 Err(RequestError::Attach {
                     core: self.name.clone(),
@@ -241,6 +242,7 @@ impl Machine {
         self.traces.look_last(&plan.traces, plan.carveouts.ram());
         stopwatch.lap("stop");
         self.subdevices.unprepare();
+        self.tell_news();
         Ok(())
     }
 
@@ -248,12 +250,12 @@ impl Machine {
     pub(super) fn gone(&mut self, state: State) {
         self.engine.unprepare();
         self.holders.clear();
-        self.state = state;
+        self.enter(state);
     }
 
     /// Stops and boots a core, for the same holders: what a guest that is gone leaves behind.
     pub(super) fn restart_for_departure(&mut self) {
-        let mut stopwatch = Stopwatch::start("stop");
+        let mut stopwatch = self.stopwatch("stop");
         let ended = match self.take_down(false, End::Stop, &mut stopwatch) {
             Ok(()) => {
                 self.engine.unprepare();

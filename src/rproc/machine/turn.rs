@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use log::{error, info};
 
 use super::guests::STATUS_FAILED;
-use super::{BUDGET, End, Incarnation, Machine, Next, State, Stopwatch};
+use super::{BUDGET, End, Incarnation, Machine, Next, State};
 use crate::engine::{Engine, NotifyId, NotifySet, Run, RunEnd};
 use crate::vdev::{QUEUE_TO_GUEST, Round, Vdev};
 
@@ -78,6 +78,8 @@ pub struct Driver<'a> {
     pub pending: &'a dyn Fn() -> bool,
     /// Has it something else to do by now?
     pub overdue: &'a dyn Fn() -> bool,
+    /// Hears each time that there is nothing left to relay.
+    pub relayed: &'a dyn Fn(),
 }
 
 impl Driver<'_> {
@@ -87,6 +89,7 @@ impl Driver<'_> {
         lingers: false,
         pending: &|| false,
         overdue: &|| false,
+        relayed: &|| {},
     };
 }
 
@@ -207,6 +210,7 @@ impl Machine {
             }
             match end {
                 RunEnd::Waiting { until } if !progress => {
+                    (driver.relayed)();
                     if self.watch_unkicked() {
                         continue;
                     }
@@ -271,7 +275,7 @@ impl Machine {
             watch.hot |= may_move(vdevs, watch.active & all);
         }
         let hot = watch.hot & all;
-        let mut moved = 0;
+        let (mut moved, mut has_news) = (0, false);
         let mut conclude = |round: Round, index: usize, engine: &mut dyn Engine| {
             moved |= u32::from(round.progress) << index;
             if round.failed {
@@ -299,6 +303,9 @@ impl Machine {
             conclude(vdevs[index].relay_farewells(), index, &mut *self.engine);
             conclude(vdevs[index].relay_to_guest(), index, &mut *self.engine);
         }
+        if bits(hot).any(|index| vdevs[index].has_news()) {
+            has_news = true;
+        }
         self.unknown_kicks = self
             .unknown_kicks
             .saturating_add(stray_kicks)
@@ -321,6 +328,9 @@ impl Machine {
                     watch.active &= !(1 << index);
                 }
             }
+        }
+        if has_news {
+            self.tell_news();
         }
         (end, moved != 0)
     }
@@ -400,7 +410,7 @@ impl Machine {
 
     fn powered_off(&mut self) {
         info!("{}: the firmware ended its run (power off)", self.name);
-        let mut stopwatch = Stopwatch::start("stop");
+        let mut stopwatch = self.stopwatch("stop");
         if let Err(cause) = self.take_down(false, End::Stop, &mut stopwatch) {
             error!("{}: cannot be stopped: {cause}", self.name);
         }
