@@ -12,9 +12,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
-use rprocd::control::{Class, ControlServer, INTERFACE, MAX_MESSAGE_BYTES, class};
+use rprocd::control::{Class, ControlServer, INTERFACE, MAX_MESSAGE_BYTES, Service, class};
 use rprocd::engine::scripted::{Journal, Scripted};
-use rprocd::rproc::{Core, Holder, Policies};
+use rprocd::rproc::{Core, EventLog, Holder, Policies};
 use rprocd::vdev::Permissions;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -26,22 +26,33 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const MESSAGE_PATIENCE: Duration = Duration::from_millis(300);
 
 /// A control socket with one core behind it.
-struct Served {
-    folder: TempDir,
-    cores: Arc<Vec<Core>>,
-    journal: Journal,
+pub struct Served {
+    pub folder: TempDir,
+    pub cores: Arc<Vec<Core>>,
+    pub journal: Journal,
     ending: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Served {
-    fn new(engine: Scripted, policies: Policies) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+    pub fn new(engine: Scripted, policies: Policies) -> Self {
         let (core, journal) = lifecycle::core(engine, policies);
+        Self::with(core, journal)
+    }
+
+    pub fn with(core: Core, journal: Journal) -> Self {
+        let folder = tempfile::tempdir().unwrap();
         let cores = Arc::new(vec![core]);
         let path = folder.path().join("control");
         let all = Permissions::default();
-        let server = ControlServer::new(&path, &all, cores.clone(), folder.path()).unwrap();
+        let events = Arc::new(EventLog::new().unwrap());
+        cores[0].tell(events.clone());
+        let service = Service {
+            cores: cores.clone(),
+            events,
+            firmware_directory: folder.path().to_owned(),
+        };
+        let server = ControlServer::new(&path, &all, service).unwrap();
         let server = server
             .with_monitor(&folder.path().join("monitor"), &all)
             .unwrap();
@@ -67,11 +78,11 @@ impl Served {
         }
     }
 
-    fn connect(&self) -> Client {
+    pub fn connect(&self) -> Client {
         self.connect_to("control")
     }
 
-    fn connect_to(&self, socket: &str) -> Client {
+    pub fn connect_to(&self, socket: &str) -> Client {
         let stream = UnixStream::connect(self.folder.path().join(socket)).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Client { stream }
@@ -100,23 +111,23 @@ impl Drop for Served {
     }
 }
 
-struct Client {
-    stream: UnixStream,
+pub struct Client {
+    pub stream: UnixStream,
 }
 
 impl Client {
-    fn say(&mut self, bytes: &[u8]) {
+    pub fn say(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).unwrap();
     }
 
-    fn call(&mut self, method: &str, parameters: &Value) -> Value {
+    pub fn call(&mut self, method: &str, parameters: &Value) -> Value {
         let call = json!({ "method": method, "parameters": parameters });
         self.say(format!("{call}\0").as_bytes());
         self.answer(0)
     }
 
     /// The next answer, which ends with this byte.
-    fn answer(&mut self, end: u8) -> Value {
+    pub fn answer(&mut self, end: u8) -> Value {
         let mut bytes = Vec::new();
         let mut byte = [0];
         while self.stream.read(&mut byte).unwrap() == 1 && byte != [end] {
@@ -127,14 +138,14 @@ impl Client {
     }
 
     #[track_caller]
-    fn done(&mut self, method: &str, parameters: &Value) {
+    pub fn done(&mut self, method: &str, parameters: &Value) {
         let answer = self.call(&format!("io.rprocd.{method}"), parameters);
         assert_eq!(answer, json!({ "parameters": {} }), "{method}");
     }
 
     /// Why not.
     #[track_caller]
-    fn refused(&mut self, method: &str, parameters: &Value) -> String {
+    pub fn refused(&mut self, method: &str, parameters: &Value) -> String {
         let answer = self.call(&format!("io.rprocd.{method}"), parameters);
         assert_eq!(answer["error"], "io.rprocd.Refused", "{answer}");
         answer["parameters"]["reason"].as_str().unwrap().to_owned()
@@ -146,13 +157,13 @@ impl Client {
         self.stream.read_to_end(&mut rest).unwrap();
     }
 
-    fn hang_up(mut self) {
+    pub fn hang_up(mut self) {
         self.stream.shutdown(Shutdown::Write).unwrap();
         self.is_over();
     }
 }
 
-fn this() -> Value {
+pub fn this() -> Value {
     json!({ "core": "core" })
 }
 

@@ -44,6 +44,7 @@ mod rows;
 mod running;
 mod scripted;
 mod trace;
+mod watching;
 mod wear;
 
 // As the benchmarks name them.

@@ -13,14 +13,14 @@ use log::{LevelFilter, error, info, warn};
 use sd_notify::NotifyState;
 
 use rprocd::config::{Config, CoreConfig, CoredumpConfig, EngineConfig};
-use rprocd::control::ControlServer;
+use rprocd::control::{ControlServer, Service};
 use rprocd::coredump::{DumpStore, Mode, StoreError};
 use rprocd::engine::Engine;
 use rprocd::engine::rv32::{Rv32, board};
 use rprocd::firmware::Snapshot;
 use rprocd::memory::{DeviceAddress, Ram};
 use rprocd::report::sentence;
-use rprocd::rproc::{Core, Coredumps, Firmware, Holder, Policies};
+use rprocd::rproc::{Core, Coredumps, EventLog, Firmware, Holder, Policies};
 use rprocd::vdev::Listening;
 
 /// Owns remote cores and serves them to guest VMs over vhost-user.
@@ -96,12 +96,17 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         )?);
     }
     let cores = Arc::new(cores);
+    let log = Arc::new(EventLog::new()?);
+    for core in cores.iter() {
+        core.tell(log.clone());
+    }
     let mut listening = Vec::new();
     for (config, core) in config.cores.iter().zip(cores.iter()) {
         for (index, vdev) in config.vdevs.iter().enumerate() {
             if let Some(face) = core.face(index, vdev.announce) {
                 let label = face.label().to_owned();
                 listening.push(Listening::start(&vdev.socket, &vdev.permissions, face)?);
+                core.set_socket(index, vdev.socket.clone());
                 info!("{label}: listening on {}", vdev.socket.display());
             }
         }
@@ -117,13 +122,12 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         ending: ending.clone(),
     })));
     if let Some(control) = &config.control {
-        let directory = &config.firmware_directory;
-        let mut server = ControlServer::new(
-            &control.socket,
-            &control.permissions,
-            cores.clone(),
-            directory,
-        )?;
+        let service = Service {
+            cores: cores.clone(),
+            events: log.clone(),
+            firmware_directory: config.firmware_directory.clone(),
+        };
+        let mut server = ControlServer::new(&control.socket, &control.permissions, service)?;
         info!("control: listening on {}", control.socket.display());
         if let Some((monitor, permissions)) = &control.monitor {
             server = server.with_monitor(monitor, permissions)?;

@@ -24,9 +24,17 @@ pub enum Access {
 }
 
 /// Every method of the contract.
-const CLASSES: [(&str, Class); 11] = [
+const CLASSES: [(&str, Class); 20] = [
     ("io.rprocd.List", Class::Observe),
+    ("io.rprocd.Events", Class::Observe),
     ("io.rprocd.Trace", Class::Observe),
+    ("io.rprocd.Memory", Class::Observe),
+    ("io.rprocd.Resources", Class::Observe),
+    ("io.rprocd.Coredumps", Class::Observe),
+    ("io.rprocd.CheckFirmware", Class::Observe),
+    ("io.rprocd.CheckConfig", Class::Observe),
+    // It has all of the core's memory in it, guests' messages included.
+    ("io.rprocd.OpenCoredump", Class::Control),
     ("io.rprocd.Start", Class::Control),
     ("io.rprocd.Attach", Class::Control),
     ("io.rprocd.Suspend", Class::Control),
@@ -34,9 +42,16 @@ const CLASSES: [(&str, Class); 11] = [
     ("io.rprocd.Recover", Class::Control),
     ("io.rprocd.SetRecovery", Class::Control),
     ("io.rprocd.SetFirmware", Class::Control),
+    ("io.rprocd.SetCoredump", Class::Control),
+    ("io.rprocd.Crash", Class::Destructive),
     ("io.rprocd.Stop", Class::Destructive),
     ("io.rprocd.Detach", Class::Destructive),
 ];
+
+/// Is it a method of the contract?
+pub fn is_known(method: &str) -> bool {
+    CLASSES.iter().any(|(name, _)| *name == method)
+}
 
 /// The class of a method. What Varlink asks of every service changes nothing; what nobody knows
 /// is treated as if it changed everything.

@@ -1,113 +1,226 @@
-//! The listener, the clients, and the answers.
+//! The listener, the clients, and which thread answers them.
 //!
 //! What belongs here: one subscriber of the daemon's event loop that holds all of the control
-//! socket. What does not: anything that takes long; the loop waits for it.
+//! socket. What does not: what the methods do; see [`verbs`](super::verbs).
+//!
+//! The loop waits for nobody. A call that may wait for a core is answered on a thread of its own,
+//! which ends with it; a client has one such call at a time, and the next one waits. So there are
+//! never more of these threads than clients.
+//!
+//! A client that is told of events has no queue: when it has taken what it was given, it is given
+//! what the log has then, and how much was lost.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::error::Error;
+use std::collections::{HashMap, VecDeque};
 use std::fs;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use log::{debug, error, info, warn};
+use log::{debug, error, warn};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fd::AsFd;
 use rustix::net::sockopt::socket_peercred;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
 };
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::access::{Access, Class, class};
-use super::codec::{Codec, CodecError, Message};
-use super::trace::{MAX_TRACE_BYTES, TracePiece};
-use super::{INTERFACE, INTERFACE_NAME};
-use crate::firmware::Snapshot;
-use crate::report::sentence;
-use crate::rproc::{Core, Holder};
+use super::INTERFACE_NAME;
+use super::access::Access;
+use super::codec::{Codec, CodecError, End, Message};
+use super::verbs::{Call, Caller, Refusal, Said, Service, Stream, excerpt};
 use crate::vdev::{Permissions, SessionError, bind};
 
 /// Clients at one time; one more is hung up on.
 pub const MAX_CLIENTS: usize = 16;
 /// How long a message may take from its first byte to its last.
 pub const MESSAGE_PATIENCE: Duration = Duration::from_secs(5);
-/// Bytes of answers that wait for a client, beyond which its calls wait too.
-const MAX_OUTPUT_BYTES: usize = 256 << 10;
-/// The interface that every Varlink service has.
-const SERVICE_INTERFACE: &str = "org.varlink.service";
-const SERVICE_DESCRIPTION: &str = "# What every Varlink service answers.
-interface org.varlink.service
-method GetInfo() -> (
-  vendor: string, product: string, version: string, url: string, interfaces: []string
-)
-method GetInterfaceDescription(interface: string) -> (description: string)
-error InterfaceNotFound (interface: string)
-error MethodNotFound (method: string)
-error MethodNotImplemented (method: string)
-error InvalidParameter (parameter: string)
-";
+/// How often those who follow a trace are told what is new in it.
+const TRACE_PERIOD: Duration = Duration::from_millis(100);
+/// Bytes read at a time.
+const READ_BYTES: usize = 4096;
+/// Descriptors that may come with a call.
+const MAX_FDS: usize = 4;
+/// Stack of a thread that answers one call.
+const STACK_BYTES: usize = 512 << 10;
 
-/// A connection, as the cores know it.
-struct Caller {
-    /// Counted from 1.
-    number: u64,
-    /// Who it was when it connected: "pid 12, uid 0".
-    identity: String,
-    access: Access,
-    /// The cores that it has started for as long as it is there, by their places.
-    holds: BTreeSet<usize>,
+/// What a thread brings back when it has answered.
+struct Done {
+    caller: Caller,
+    /// `None` if there is nothing to say.
+    answer: Option<Result<Said, Refusal>>,
+    /// What goes on.
+    stream: Option<Stream>,
 }
 
-impl Caller {
-    fn holder(&self) -> Holder {
-        Holder::Connection {
-            number: self.number,
-        }
+/// What threads leave for the loop.
+struct Finished {
+    clients: Mutex<Vec<i32>>,
+    bell: OwnedFd,
+}
+
+impl Finished {
+    fn clients(&self) -> MutexGuard<'_, Vec<i32>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, client: i32) {
+        self.clients().push(client);
+        // Full means that it is ringing already.
+        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
     }
 }
 
-/// What is asked.
-struct Service {
-    cores: Arc<Vec<Core>>,
-    /// Where another firmware is looked for.
-    firmware_directory: PathBuf,
-}
-
-impl Service {
-    /// A connection is over, and holds nothing any more.
-    fn release(&self, caller: &Caller) {
-        let Caller { number, holds, .. } = caller;
-        debug!("control connection {number}: gone");
-        for core in holds.iter().filter_map(|place| self.cores.get(*place)) {
-            info!(
-                "control connection {number}: gone, lets go of {}",
-                core.name()
-            );
-            if let Err(cause) = core.release(caller.holder()) {
-                error!("{}", sentence(&cause));
-            }
-        }
-    }
+/// What is done about a client's last call.
+enum Work {
+    /// Nothing: it is answered.
+    None,
+    /// A thread is at it.
+    Thread {
+        handle: JoinHandle<Done>,
+        end: End,
+        oneway: bool,
+        /// The core whose events the client is told meanwhile, and the next of them.
+        progress: Option<(String, u64)>,
+    },
+    /// Answers go on until it hangs up.
+    Stream(Stream, End),
 }
 
 struct Client {
-    caller: Caller,
+    number: u64,
+    /// While a thread has it there is none here.
+    caller: Option<Caller>,
     stream: UnixStream,
     codec: Codec,
+    /// Descriptors that came with a message whose end has not come.
+    fds: Vec<OwnedFd>,
     /// Calls not yet answered.
-    calls: VecDeque<Message>,
-    /// Answers not yet written.
+    calls: VecDeque<(Message, Vec<OwnedFd>)>,
+    work: Work,
+    /// An answer, and descriptors that go with it, not yet written.
     output: Vec<u8>,
+    output_fds: Vec<OwnedFd>,
     /// What it said last cannot be read; it is hung up on when it has its answers.
     fault: Option<CodecError>,
+    /// It says no more: it is hung up on when it has its answers.
+    ended: bool,
     /// When the message that it is in the middle of began.
     begun: Option<Instant>,
+    /// It is hung up on, and what it held is being let go of.
+    leaving: bool,
+}
+
+impl Client {
+    /// Is there room for what it says next? One call at a time, but the end of the connection is
+    /// to be noticed.
+    fn listens(&self) -> bool {
+        !self.leaving
+            && !self.ended
+            && self.fault.is_none()
+            && self.output.is_empty()
+            && self.calls.is_empty()
+    }
+
+    /// Puts an answer behind what is to be written.
+    fn answer(&mut self, answer: Result<Said, Refusal>, continues: bool, end: End) {
+        let answer = match answer {
+            Ok(Said { parameters, fds }) => {
+                self.output_fds.extend(fds);
+                if continues {
+                    json!({ "parameters": parameters, "continues": true })
+                } else {
+                    json!({ "parameters": parameters })
+                }
+            }
+            Err(Refusal(error, parameters)) => json!({ "error": error, "parameters": parameters }),
+        };
+        self.output.extend_from_slice(answer.to_string().as_bytes());
+        self.output.push(end.byte());
+    }
+
+    /// Writes as much as is taken.
+    fn write(&mut self) -> io::Result<()> {
+        while !self.output.is_empty() {
+            let sent = if self.output_fds.is_empty() {
+                rustix::net::send(&self.stream, &self.output, SendFlags::NOSIGNAL)
+            } else {
+                let fds: Vec<_> = self.output_fds.iter().map(AsFd::as_fd).collect();
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+                let mut control = SendAncillaryBuffer::new(&mut space);
+                if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+                    return Err(io::Error::other("too many descriptors for one answer"));
+                }
+                let iov = [IoSlice::new(&self.output)];
+                sendmsg(&self.stream, &iov, &mut control, SendFlags::NOSIGNAL)
+            };
+            match sent {
+                Ok(len) => {
+                    self.output_fds.clear();
+                    self.output.drain(..len);
+                }
+                Err(rustix::io::Errno::AGAIN) => return Ok(()),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(cause) => return Err(cause.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what there is, once.
+    fn read(&mut self) -> io::Result<()> {
+        let mut bytes = [0; READ_BYTES];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received = recvmsg(
+            &self.stream,
+            &mut [IoSliceMut::new(&mut bytes)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        );
+        let len = match received {
+            Ok(received) => received.bytes,
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(()),
+            Err(cause) => return Err(cause.into()),
+        };
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(fds) = message {
+                self.fds
+                    .extend(fds.take(MAX_FDS - self.fds.len().min(MAX_FDS)));
+            }
+        }
+        if len == 0 {
+            self.ended = true;
+            return Ok(());
+        }
+        let mut messages = Vec::new();
+        self.fault = self.codec.push(&bytes[..len], &mut messages).err();
+        if !messages.is_empty() {
+            // What it is in the middle of now is another message.
+            self.begun = None;
+        }
+        self.calls
+            .extend(messages.into_iter().map(|message| (message, Vec::new())));
+        // The kernel ends a read behind bytes that descriptors came with, so they belong to what
+        // came last.
+        if !self.codec.is_within_message()
+            && let Some((_, fds)) = self.calls.back_mut()
+        {
+            *fds = std::mem::take(&mut self.fds);
+        }
+        Ok(())
+    }
 }
 
 /// A socket that operators connect to.
@@ -144,100 +257,47 @@ impl Drop for Door {
 /// connections.
 pub struct ControlServer {
     doors: Vec<Door>,
-    /// Runs out when a message has taken too long.
+    /// Runs out when a message has taken too long, or it is time to look at a trace.
     timer: OwnedFd,
     patience: Duration,
-    service: Service,
+    service: Arc<Service>,
     clients: HashMap<i32, Client>,
+    finished: Arc<Finished>,
     /// Connections so far.
     connections: u64,
 }
 
-#[derive(Deserialize)]
-struct Call {
-    method: String,
-    #[serde(default)]
-    parameters: Value,
-    #[serde(default)]
-    oneway: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NoParameters {}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CoreParameters {
-    core: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct StartParameters {
-    core: String,
-    while_connected: Option<bool>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RecoveryParameters {
-    core: String,
-    enabled: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FirmwareParameters {
-    core: String,
-    firmware: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TraceParameters {
-    core: String,
-    since: Option<Vec<u64>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct DescriptionParameters {
-    interface: String,
-}
-
-/// An answer that is an error: its name and parameters.
-struct Refusal(String, Value);
-
 impl ControlServer {
-    /// Listens on `path`, for what can be asked of `cores` by those who have the permission. Another
-    /// firmware for one of them is a file in `firmware_directory`.
+    /// Listens on `path`, for what can be asked of `service` by those who have the permission.
     ///
     /// # Errors
     /// [`SessionError`], as for the socket of a vdev.
     pub fn new(
         path: &Path,
         permissions: &Permissions,
-        cores: Arc<Vec<Core>>,
-        firmware_directory: &Path,
+        service: Service,
     ) -> Result<Self, SessionError> {
+        let refused = |source: io::Error| SessionError::Bind {
+            path: path.to_owned(),
+            source,
+        };
         let timer = timerfd_create(
             TimerfdClockId::Monotonic,
             TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
         )
-        .map_err(|cause| SessionError::Bind {
-            path: path.to_owned(),
-            source: cause.into(),
-        })?;
+        .map_err(|cause| refused(cause.into()))?;
+        let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
+            .map_err(|cause| refused(cause.into()))?;
         Ok(Self {
             doors: vec![Door::open(path, permissions, Access::Control)?],
             timer,
             patience: MESSAGE_PATIENCE,
-            service: Service {
-                cores,
-                firmware_directory: firmware_directory.to_owned(),
-            },
+            service: Arc::new(service),
             clients: HashMap::new(),
+            finished: Arc::new(Finished {
+                clients: Mutex::default(),
+                bell,
+            }),
             connections: 0,
         })
     }
@@ -294,18 +354,24 @@ impl ControlServer {
                 let identity = identity(&stream);
                 debug!("control connection {number} ({identity}): begins");
                 let client = Client {
-                    caller: Caller {
+                    number,
+                    caller: Some(Caller {
                         number,
                         identity,
                         access,
-                        holds: BTreeSet::new(),
-                    },
+                        holds: Default::default(),
+                    }),
                     stream,
                     codec: Codec::default(),
+                    fds: Vec::new(),
                     calls: VecDeque::new(),
+                    work: Work::None,
                     output: Vec::new(),
+                    output_fds: Vec::new(),
                     fault: None,
+                    ended: false,
                     begun: None,
+                    leaving: false,
                 };
                 self.clients.insert(fd, client);
             }
@@ -313,42 +379,80 @@ impl ControlServer {
         }
     }
 
-    fn serve(&mut self, fd: i32, ops: &mut EventOps<'_>) {
+    /// Something has happened to a client: goes on with it as far as nobody has to be waited for.
+    fn serve(&mut self, fd: i32, readable: bool, ops: &mut EventOps<'_>) {
         let Some(client) = self.clients.get_mut(&fd) else {
             return;
         };
-        let number = client.caller.number;
-        if let Err(cause) = converse(client, &self.service) {
+        if client.leaving {
+            return;
+        }
+        if let Err(cause) = converse(client, fd, readable, &self.service, &self.finished) {
             if cause.kind() != ErrorKind::UnexpectedEof {
-                debug!("control connection {number}: is hung up on: {cause}");
+                debug!(
+                    "control connection {}: is hung up on: {cause}",
+                    client.number
+                );
             }
             self.hang_up(fd, ops);
             return;
         }
-        self.set_timer();
-        let Some(client) = self.clients.get(&fd) else {
-            return;
-        };
         // Nothing more is read from a client that does not take its answers.
-        let wanted = if client.output.is_empty() {
-            EventSet::IN
-        } else {
-            EventSet::OUT
-        };
+        let mut wanted = EventSet::empty();
+        if client.listens() {
+            wanted |= EventSet::IN;
+        }
+        if !client.output.is_empty() {
+            wanted |= EventSet::OUT;
+        }
+        let number = client.number;
         if let Err(cause) = ops.modify(Events::new(&client.stream, wanted)) {
             error!("control connection {number}: cannot be served any more: {cause}");
             self.hang_up(fd, ops);
         }
     }
 
-    /// Has the timer run out when the next message has taken too long.
-    fn set_timer(&mut self) {
-        let begun = self.clients.values().filter_map(|it| it.begun).min();
+    /// Threads have answered.
+    fn take_finished(&mut self, ops: &mut EventOps<'_>) {
+        let _ = rustix::io::read(&self.finished.bell, &mut [0u8; 8]);
+        let finished = std::mem::take(&mut *self.finished.clients());
+        for fd in finished {
+            let Some(client) = self.clients.get_mut(&fd) else {
+                continue;
+            };
+            take_answer(client, &self.service);
+            if client.leaving {
+                self.let_go(fd);
+            } else {
+                self.serve(fd, false, ops);
+            }
+        }
+    }
+
+    /// There are events, or it is time to look at traces.
+    fn tell_watchers(&mut self, ops: &mut EventOps<'_>) {
+        let watchers: Vec<_> = self
+            .clients
+            .iter()
+            .filter(|(_, client)| is_watching(client))
+            .map(|(fd, _)| *fd)
+            .collect();
+        for fd in watchers {
+            self.serve(fd, false, ops);
+        }
+    }
+
+    /// What the loop is to be woken for next.
+    fn set_wakings(&mut self) {
+        let clients = || self.clients.values();
+        self.service.events.set_watched(clients().any(is_watching));
+        let begun = clients().filter_map(|it| it.begun).min();
+        let message = begun.map(|begun| self.patience.saturating_sub(begun.elapsed()));
+        let traces = clients().any(|it| matches!(it.work, Work::Stream(Stream::Trace { .. }, _)));
+        let left = [message, traces.then_some(TRACE_PERIOD)];
         // All zeroes stop it, so it runs for a nanosecond at least.
-        let left = begun.map(|begun| {
-            let left = self.patience.saturating_sub(begun.elapsed());
-            left.max(Duration::from_nanos(1))
-        });
+        let left = left.into_iter().flatten().min();
+        let left = left.map(|left| left.max(Duration::from_nanos(1)));
         let set = Timespec::try_from(left.unwrap_or_default()).map_err(io::Error::other);
         let set = set.and_then(|it_value| {
             let it_interval = Timespec::default();
@@ -372,7 +476,7 @@ impl ControlServer {
         let patience = self.patience;
         let late = |client: &Client| {
             let begun = client.begun?;
-            (begun.elapsed() >= patience).then_some(client.caller.number)
+            (begun.elapsed() >= patience).then_some(client.number)
         };
         let late: Vec<_> = self
             .clients
@@ -386,22 +490,74 @@ impl ControlServer {
             );
             self.hang_up(fd, ops);
         }
-        self.set_timer();
     }
 
+    /// Nothing is read from a client or written to it any more. Its end of the connection stays
+    /// open until what it held is let go of: one that waits for ours knows then that it is done.
     fn hang_up(&mut self, fd: i32, ops: &mut EventOps<'_>) {
-        if let Some(client) = self.clients.remove(&fd) {
-            let _ = ops.remove(Events::empty(&client.stream));
-            // A client that has asked for the end and waits for ours knows that it is done.
-            self.service.release(&client.caller);
+        let Some(client) = self.clients.get_mut(&fd) else {
+            return;
+        };
+        let _ = ops.remove(Events::empty(&client.stream));
+        debug!("control connection {}: gone", client.number);
+        client.leaving = true;
+        client.begun = None;
+        if let Work::Thread { .. } = client.work {
+            // It is let go of when the thread is back.
+            return;
+        }
+        client.work = Work::None;
+        self.let_go(fd);
+    }
+
+    /// What a client held is let go of, which may wait for a core.
+    fn let_go(&mut self, fd: i32) {
+        let Some(client) = self.clients.get_mut(&fd) else {
+            return;
+        };
+        match client.caller.take() {
+            Some(caller) if !caller.holds.is_empty() => {
+                let service = self.service.clone();
+                let release = move |mut caller: Caller| {
+                    service.release(&mut caller);
+                    Done {
+                        caller,
+                        answer: None,
+                        stream: None,
+                    }
+                };
+                let started = start(client.number, fd, &self.finished, caller, release);
+                match started {
+                    Ok(handle) => {
+                        client.work = Work::Thread {
+                            handle,
+                            end: End::Nul,
+                            oneway: true,
+                            progress: None,
+                        };
+                    }
+                    Err((mut caller, cause)) => {
+                        warn!("control: a thread cannot be had, the loop waits: {cause}");
+                        self.service.release(&mut caller);
+                        self.clients.remove(&fd);
+                    }
+                }
+            }
+            _ => drop(self.clients.remove(&fd)),
         }
     }
 }
 
 impl Drop for ControlServer {
     fn drop(&mut self) {
-        for client in self.clients.values() {
-            self.service.release(&client.caller);
+        self.service.events.set_watched(false);
+        for client in self.clients.values_mut() {
+            if let Work::Thread { .. } = client.work {
+                take_answer(client, &self.service);
+            }
+            if let Some(caller) = &mut client.caller {
+                self.service.release(caller);
+            }
         }
     }
 }
@@ -409,7 +565,12 @@ impl Drop for ControlServer {
 impl MutEventSubscriber for ControlServer {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         let doors = self.doors.iter().map(|door| door.listener.as_raw_fd());
-        for fd in doors.chain([self.timer.as_raw_fd()]) {
+        let others = [
+            self.timer.as_raw_fd(),
+            self.finished.bell.as_raw_fd(),
+            self.service.events.bell().as_raw_fd(),
+        ];
+        for fd in doors.chain(others) {
             if let Err(cause) = ops.add(Events::new_raw(fd, EventSet::IN)) {
                 error!("control: the socket cannot be served: {cause}");
             }
@@ -422,11 +583,42 @@ impl MutEventSubscriber for ControlServer {
         if let Some(door) = self.doors.iter().position(door) {
             self.accept(door, ops);
         } else if fd == self.timer.as_raw_fd() {
+            let _ = rustix::io::read(&self.timer, &mut [0u8; 8]);
             self.end_messages(ops);
+            self.tell_watchers(ops);
+        } else if fd == self.finished.bell.as_raw_fd() {
+            self.take_finished(ops);
+        } else if fd == self.service.events.bell().as_raw_fd() {
+            self.service.events.heard();
+            self.tell_watchers(ops);
         } else {
-            self.serve(fd, ops);
+            let set = events.event_set();
+            let listens = self.clients.get(&fd).is_some_and(Client::listens);
+            let writes = self
+                .clients
+                .get(&fd)
+                .is_some_and(|it| !it.output.is_empty());
+            if set.intersects(EventSet::HANG_UP | EventSet::ERROR) && !listens && !writes {
+                // Nobody is there for an answer. The kernel would say so without end.
+                self.hang_up(fd, ops);
+            } else {
+                self.serve(fd, true, ops);
+            }
         }
+        self.set_wakings();
     }
+}
+
+/// Is the client told what happens?
+fn is_watching(client: &Client) -> bool {
+    matches!(
+        client.work,
+        Work::Stream(..)
+            | Work::Thread {
+                progress: Some(_),
+                ..
+            }
+    )
 }
 
 /// Who is at the other end, as the kernel has it.
@@ -441,234 +633,282 @@ fn identity(stream: &UnixStream) -> String {
     }
 }
 
+/// Has a thread do something for a client, who is gone from here until it is back.
+fn start(
+    number: u64,
+    fd: i32,
+    finished: &Arc<Finished>,
+    caller: Caller,
+    work: impl FnOnce(Caller) -> Done + Send + 'static,
+) -> Result<JoinHandle<Done>, (Caller, io::Error)> {
+    // A thread that is not started drops what it was given, so it is given it afterwards.
+    let (give, take) = std::sync::mpsc::sync_channel(1);
+    let finished = finished.clone();
+    let started = thread::Builder::new()
+        .name(format!("control {number}"))
+        .stack_size(STACK_BYTES)
+        .spawn(move || {
+            let caller = take
+                .recv()
+                .expect("it is sent as soon as there is a thread");
+            let done = work(caller);
+            finished.add(fd);
+            done
+        });
+    match started {
+        Ok(handle) => {
+            // There is room for one, and who takes it is there.
+            let _ = give.send(caller);
+            Ok(handle)
+        }
+        Err(cause) => Err((caller, cause)),
+    }
+}
+
+/// Takes what the client's thread brings back.
+fn take_answer(client: &mut Client, service: &Service) {
+    let Work::Thread {
+        handle,
+        end,
+        oneway,
+        progress,
+    } = std::mem::replace(&mut client.work, Work::None)
+    else {
+        return;
+    };
+    let Ok(done) = handle.join() else {
+        // The defect has been logged by the thread's panic.
+        error!(
+            "control connection {}: its call ended in an internal error",
+            client.number
+        );
+        client.ended = true;
+        return;
+    };
+    client.caller = Some(done.caller);
+    if client.leaving {
+        return;
+    }
+    if let Some((core, next)) = progress {
+        tell_progress(client, service, &core, next, end);
+    }
+    let continues = done.stream.is_some();
+    if let Some(stream) = done.stream {
+        client.work = Work::Stream(stream, end);
+    }
+    if let Some(answer) = done.answer.filter(|_| !oneway) {
+        client.answer(answer, continues, end);
+    }
+}
+
+/// Tells what has happened to a core while a change is on its way; returns the next event.
+fn tell_progress(client: &mut Client, service: &Service, core: &str, next: u64, end: End) -> u64 {
+    let found = service.excerpt(Some(core), Some(next));
+    for event in &found.events {
+        client.answer(Ok(json!({ "event": event }).into()), true, end);
+    }
+    found.next
+}
+
 /// Answers what a client has asked, reads what it says now if its answers have been taken, and
 /// answers that. An error ends the connection.
-fn converse(client: &mut Client, service: &Service) -> io::Result<()> {
-    reply(client, service)?;
-    if !client.output.is_empty() {
-        return Ok(());
+fn converse(
+    client: &mut Client,
+    fd: i32,
+    readable: bool,
+    service: &Arc<Service>,
+    finished: &Arc<Finished>,
+) -> io::Result<()> {
+    client.write()?;
+    if readable && client.listens() {
+        client.read()?;
     }
-    if let Some(fault) = client.fault {
-        return Err(io::Error::other(fault));
+    while client.output.is_empty() {
+        if go_on(client, fd, service, finished)? {
+            client.write()?;
+            continue;
+        }
+        let Some((message, fds)) = client.calls.pop_front() else {
+            break;
+        };
+        if !matches!(client.work, Work::None) {
+            client.calls.push_front((message, fds));
+            break;
+        }
+        begin(client, fd, &message, fds, service, finished)?;
+        client.write()?;
     }
-    let mut bytes = [0u8; 4096];
-    match client.stream.read(&mut bytes) {
-        Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-        Ok(len) => client.fault = client.codec.push(&bytes[..len], &mut client.calls).err(),
-        Err(cause) if cause.kind() == ErrorKind::WouldBlock => {}
-        Err(cause) => return Err(cause),
-    }
-    if !client.calls.is_empty() {
-        // What it is in the middle of now is another message.
-        client.begun = None;
-    }
-    reply(client, service)?;
     // While nothing is read from it, it cannot end its message.
-    let waited_for = client.output.is_empty() && client.codec.is_within_message();
+    let waited_for = client.listens() && client.codec.is_within_message();
     client.begun = waited_for.then(|| client.begun.unwrap_or_else(Instant::now));
-    match client.fault {
-        Some(fault) if client.output.is_empty() => Err(io::Error::other(fault)),
+    let idle = client.output.is_empty() && client.calls.is_empty();
+    match (&client.work, client.fault) {
+        (Work::None, Some(fault)) if idle => Err(io::Error::other(fault)),
+        (Work::None | Work::Stream(..), None) if idle && client.ended => {
+            Err(ErrorKind::UnexpectedEof.into())
+        }
         _ => Ok(()),
     }
 }
 
-/// Answers calls and writes answers, as long as they are taken.
-fn reply(client: &mut Client, service: &Service) -> io::Result<()> {
-    loop {
-        while client.output.len() < MAX_OUTPUT_BYTES
-            && let Some(message) = client.calls.pop_front()
-        {
-            let answer = answer(&message, service, &mut client.caller)?;
-            client.output.extend_from_slice(&answer);
-        }
-        if client.output.is_empty() {
-            return Ok(());
-        }
-        match client.stream.write(&client.output) {
-            Ok(len) => drop(client.output.drain(..len)),
-            Err(cause) if cause.kind() == ErrorKind::WouldBlock => return Ok(()),
-            Err(cause) => return Err(cause),
-        }
-    }
-}
-
-/// The bytes of the answer to one message; none for a call that wants none. A message that is no
-/// call at all ends the connection, since Varlink has no answer to it.
-fn answer(message: &Message, service: &Service, caller: &mut Caller) -> io::Result<Vec<u8>> {
-    let call: Call = serde_json::from_slice(&message.text)
+/// Answers a call, or has a thread do it. A message that is no call at all ends the connection,
+/// since Varlink has no answer to it.
+fn begin(
+    client: &mut Client,
+    fd: i32,
+    message: &Message,
+    fds: Vec<OwnedFd>,
+    service: &Arc<Service>,
+    finished: &Arc<Finished>,
+) -> io::Result<()> {
+    let end = message.end;
+    let mut call: Call = serde_json::from_slice(&message.text)
         .map_err(|cause| io::Error::other(format!("a message is no Varlink call: {cause}")))?;
-    let answer = match perform(&call, service, caller) {
-        Ok(parameters) => json!({ "parameters": parameters }),
-        Err(Refusal(error, parameters)) => json!({ "error": error, "parameters": parameters }),
+    call.fds = fds;
+    let Some(caller) = &client.caller else {
+        return Err(io::Error::other("its last call has not ended"));
     };
-    if call.oneway {
-        return Ok(Vec::new());
-    }
-    let mut bytes = answer.to_string().into_bytes();
-    bytes.push(message.end.byte());
-    Ok(bytes)
-}
-
-fn parameters<T: DeserializeOwned>(call: &Call) -> Result<T, Refusal> {
-    let given = if call.parameters.is_null() {
-        json!({})
-    } else {
-        call.parameters.clone()
-    };
-    T::deserialize(given).map_err(|cause| {
-        Refusal(
-            format!("{SERVICE_INTERFACE}.InvalidParameter"),
-            json!({ "parameter": cause.to_string() }),
-        )
-    })
-}
-
-/// The core that a call is about.
-fn core<'a>(call: &Call, cores: &'a [Core]) -> Result<&'a Core, Refusal> {
-    let CoreParameters { core } = parameters(call)?;
-    named(&core, cores)
-}
-
-/// The core of a name.
-fn named<'a>(name: &str, cores: &'a [Core]) -> Result<&'a Core, Refusal> {
-    place(name, cores).map(|place| &cores[place])
-}
-
-fn place(name: &str, cores: &[Core]) -> Result<usize, Refusal> {
-    let found = cores.iter().position(|core| core.name() == name);
-    found.ok_or_else(|| {
-        Refusal(
-            format!("{INTERFACE_NAME}.NoSuchCore"),
-            json!({ "core": name }),
-        )
-    })
-}
-
-/// Changes a core, as a method wants it.
-fn change<E: Into<Box<dyn Error>>>(
-    call: &Call,
-    caller: &Caller,
-    core: &Core,
-    verb: impl FnOnce(&Core) -> Result<(), E>,
-) -> Result<Value, Refusal> {
-    let Caller {
-        number, identity, ..
-    } = caller;
-    info!(
-        "control connection {number} ({identity}): {} {}",
-        call.method,
-        core.name()
-    );
-    verb(core).map(|()| json!({})).map_err(|cause| {
-        Refusal(
-            format!("{INTERFACE_NAME}.Refused"),
-            json!({ "core": core.name(), "reason": sentence(&*cause.into()) }),
-        )
-    })
-}
-
-/// A start for the operator, or for as long as the connection is there.
-fn start(call: &Call, cores: &[Core], caller: &mut Caller) -> Result<Value, Refusal> {
-    let StartParameters {
-        core,
-        while_connected,
-    } = parameters(call)?;
-    let place = place(&core, cores)?;
-    let core = &cores[place];
-    if while_connected != Some(true) {
-        return change(call, caller, core, |core| core.start(Holder::Operator));
-    }
-    let holder = caller.holder();
-    let started = change(call, caller, core, |core| core.start(holder))?;
-    caller.holds.insert(place);
-    Ok(started)
-}
-
-fn perform(call: &Call, service: &Service, caller: &mut Caller) -> Result<Value, Refusal> {
-    let cores = &service.cores[..];
-    if caller.access == Access::Monitor && class(&call.method) != Class::Observe {
-        let Caller {
-            number, identity, ..
-        } = caller;
-        warn!(
-            "control connection {number} ({identity}): {} is refused: the socket is for looking",
-            call.method
-        );
-        return Err(Refusal(
-            format!("{INTERFACE_NAME}.Denied"),
-            json!({
-                "method": call.method,
-                "reason": "this socket is for looking only; changes are made through the control \
-                           socket",
-            }),
-        ));
-    }
-    match call.method.as_str() {
-        "io.rprocd.List" => {
-            let NoParameters {} = parameters(call)?;
-            let mut list = Vec::new();
-            for core in cores {
-                list.push(core.status());
+    let at_once = match service.admit(&call, caller) {
+        Err(refusal) => Some(Err(refusal)),
+        Ok(()) => match service.stream(&call) {
+            Err(refusal) => Some(Err(refusal)),
+            Ok(Some(stream)) => {
+                client.work = Work::Stream(stream, end);
+                return Ok(());
             }
-            Ok(json!({ "cores": list }))
+            Ok(None) => service.perform_at_once(&call),
+        },
+    };
+    if let Some(answer) = at_once {
+        if !call.oneway {
+            client.answer(answer, false, end);
         }
-        "io.rprocd.Start" => start(call, cores, caller),
-        "io.rprocd.Stop" => change(call, caller, core(call, cores)?, Core::stop),
-        "io.rprocd.Attach" => change(call, caller, core(call, cores)?, Core::attach),
-        "io.rprocd.Detach" => change(call, caller, core(call, cores)?, Core::detach),
-        "io.rprocd.Suspend" => change(call, caller, core(call, cores)?, Core::suspend),
-        "io.rprocd.Resume" => change(call, caller, core(call, cores)?, Core::resume),
-        "io.rprocd.Recover" => change(call, caller, core(call, cores)?, Core::recover),
-        "io.rprocd.SetRecovery" => {
-            let RecoveryParameters { core, enabled } = parameters(call)?;
-            let core = named(&core, cores)?;
-            change(call, caller, core, |core| core.set_recovery(enabled))
+        return Ok(());
+    }
+    let oneway = call.oneway;
+    let progress = service
+        .progress_of(&call)
+        .filter(|_| !oneway)
+        .map(|core| (core, service.events.next()));
+    if progress.is_some() {
+        service.events.set_watched(true);
+    }
+    let method = call.method.clone();
+    let perform = {
+        let service = service.clone();
+        move |mut caller: Caller| {
+            let answer = service.perform(&mut call, &mut caller);
+            Done {
+                caller,
+                answer: Some(answer),
+                stream: None,
+            }
         }
-        "io.rprocd.SetFirmware" => {
-            let FirmwareParameters { core, firmware } = parameters(call)?;
-            let core = named(&core, cores)?;
-            change(call, caller, core, |core| -> Result<(), Box<dyn Error>> {
-                let snapshot = Snapshot::read(&service.firmware_directory, &firmware)?;
-                Ok(core.set_firmware(snapshot)?)
+    };
+    client.work = have_done(client, fd, finished, perform).map_or_else(
+        |cause| {
+            warn!("control: {method} fails: no thread can be had: {cause}");
+            Err(Refusal(
+                format!("{INTERFACE_NAME}.Busy"),
+                json!({
+                    "method": method,
+                    "reason": format!("rprocd has no thread left for it: {cause}; try again later"),
+                }),
+            ))
+        },
+        |handle| {
+            Ok(Work::Thread {
+                handle,
+                end,
+                oneway,
+                progress,
             })
+        },
+    )
+    .unwrap_or_else(|refusal| {
+        client.answer(Err(refusal), false, end);
+        Work::None
+    });
+    Ok(())
+}
+
+/// Has a thread do something for a client that is still there.
+fn have_done(
+    client: &mut Client,
+    fd: i32,
+    finished: &Arc<Finished>,
+    work: impl FnOnce(Caller) -> Done + Send + 'static,
+) -> io::Result<JoinHandle<Done>> {
+    let caller = client.caller.take();
+    let caller = caller.ok_or_else(|| io::Error::other("its last call has not ended"))?;
+    start(client.number, fd, finished, caller, work).map_err(|(caller, cause)| {
+        client.caller = Some(caller);
+        cause
+    })
+}
+
+/// What is new for a client that watches. Says whether there is something to write.
+fn go_on(
+    client: &mut Client,
+    fd: i32,
+    service: &Arc<Service>,
+    finished: &Arc<Finished>,
+) -> io::Result<bool> {
+    match std::mem::replace(&mut client.work, Work::None) {
+        Work::None => {}
+        Work::Thread {
+            handle,
+            end,
+            oneway,
+            progress,
+        } => {
+            let progress = progress.map(|(core, next)| {
+                let next = tell_progress(client, service, &core, next, end);
+                (core, next)
+            });
+            client.work = Work::Thread {
+                handle,
+                end,
+                oneway,
+                progress,
+            };
         }
-        "io.rprocd.Trace" => {
-            let TraceParameters { core, since } = parameters(call)?;
-            let core = named(&core, cores)?;
-            let buffers: Vec<_> = core
-                .traces(since.unwrap_or_default(), MAX_TRACE_BYTES)
-                .into_iter()
-                .map(|(piece, end)| TracePiece::new(piece, end))
-                .collect();
-            Ok(json!({ "buffers": buffers }))
+        Work::Stream(
+            Stream::Events {
+                core,
+                next,
+                mut begun,
+            },
+            end,
+        ) => {
+            let found = service.excerpt(core.as_deref(), Some(next));
+            if !begun || !found.events.is_empty() || found.lost > 0 {
+                begun = true;
+                client.answer(Ok(excerpt(&found).into()), true, end);
+            }
+            let next = found.next;
+            client.work = Work::Stream(Stream::Events { core, next, begun }, end);
         }
-        "org.varlink.service.GetInfo" => {
-            let NoParameters {} = parameters(call)?;
-            Ok(json!({
-                "vendor": "rprocd",
-                "product": "rprocd",
-                "version": env!("CARGO_PKG_VERSION"),
-                "url": "",
-                "interfaces": [SERVICE_INTERFACE, INTERFACE_NAME],
-            }))
+        Work::Stream(stream @ Stream::Trace { .. }, end) if !service.has_new(&stream) => {
+            client.work = Work::Stream(stream, end);
         }
-        "org.varlink.service.GetInterfaceDescription" => {
-            let DescriptionParameters { interface } = parameters(call)?;
-            let description = match interface.as_str() {
-                INTERFACE_NAME => INTERFACE,
-                SERVICE_INTERFACE => SERVICE_DESCRIPTION,
-                _ => {
-                    return Err(Refusal(
-                        format!("{SERVICE_INTERFACE}.InterfaceNotFound"),
-                        json!({ "interface": interface }),
-                    ));
+        Work::Stream(Stream::Trace { place, since, seen }, end) => {
+            let service = service.clone();
+            let follow = move |caller: Caller| {
+                let (answer, stream) = service.follow(place, since, seen);
+                Done {
+                    caller,
+                    answer: answer.map(Ok),
+                    stream: Some(stream),
                 }
             };
-            Ok(json!({ "description": description }))
+            client.work = Work::Thread {
+                handle: have_done(client, fd, finished, follow)?,
+                end,
+                oneway: false,
+                progress: None,
+            };
         }
-        other => Err(Refusal(
-            format!("{SERVICE_INTERFACE}.MethodNotFound"),
-            json!({ "method": other }),
-        )),
     }
+    Ok(!client.output.is_empty())
 }
