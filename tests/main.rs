@@ -41,6 +41,7 @@ mod lifecycle;
 mod operator;
 mod packaging;
 mod rows;
+mod rprocctl;
 mod running;
 mod scripted;
 mod trace;

@@ -10,6 +10,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rprocd::vdev::{Permissions, bind};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::frontend::process::{Core, Daemon, firmware_dir};
 use crate::frontend::rpmsg::RpmsgDriver;
@@ -257,36 +258,56 @@ fn every_verb_does_what_it_says_or_says_why_not() {
         (&["suspend", "echo"], 0, "", "suspended"),
         (&["start", "echo"], 4, "resume it, or stop it", "suspended"),
         (&["resume", "echo"], 0, "", "running"),
-        (&["recover", "echo"], 4, "running already", "running"),
-        (&["recovery", "echo"], 0, "enabled\n", "running"),
-        (&["recovery", "echo", "disabled"], 0, "", "running"),
-        (&["recovery", "echo"], 0, "disabled\n", "running"),
         (
-            &["recovery", "echo", "off"],
+            &["recovery", "now", "echo"],
+            4,
+            "running already",
+            "running",
+        ),
+        (&["recovery", "get", "echo"], 0, "enabled\n", "running"),
+        (&["recovery", "set", "echo", "disabled"], 0, "", "running"),
+        (&["recovery", "get", "echo"], 0, "disabled\n", "running"),
+        (
+            &["recovery", "set", "echo", "off"],
             2,
             "[possible values: enabled, disabled]",
             "running",
         ),
-        (&["firmware", "echo"], 0, "echo.elf (sha256 ", "running"),
         (
-            &["firmware", "echo", "chaos.elf"],
+            &["firmware", "get", "echo"],
+            0,
+            "echo.elf (sha256 ",
+            "running",
+        ),
+        (
+            &["firmware", "set", "echo", "chaos.elf"],
             4,
             "stop it first",
             "running",
         ),
         (&["stop", "echo"], 0, "", "offline"),
         (
-            &["firmware", "echo", "../echo.elf"],
-            4,
-            "it contains '/'",
+            &["firmware", "set", "echo", "../no.elf"],
+            1,
+            "cannot open ../no.elf",
             "offline",
         ),
-        (&["firmware", "echo", "chaos.elf"], 0, "", "offline"),
-        (&["firmware", "echo"], 0, "chaos.elf (sha256 ", "offline"),
+        (&["firmware", "set", "echo", "chaos.elf"], 0, "", "offline"),
+        (
+            &["firmware", "get", "echo"],
+            0,
+            "chaos.elf (sha256 ",
+            "offline",
+        ),
         (&["start", "echo"], 0, "", "running"),
         (&["timings", "nobody"], 3, "nobody", "running"),
-        (&["firmware", "nobody"], 3, "nobody", "running"),
-        (&["recovery", "nobody", "enabled"], 3, "nobody", "running"),
+        (&["firmware", "get", "nobody"], 3, "nobody", "running"),
+        (
+            &["recovery", "set", "nobody", "enabled"],
+            3,
+            "nobody",
+            "running",
+        ),
     ] {
         let (text, code) = said(&daemon, arguments);
         assert_eq!(code, status, "{arguments:?}: {text}");
@@ -384,9 +405,11 @@ fn a_client_that_talks_nonsense_is_hung_up_on_and_others_are_served() {
 
 #[test]
 fn a_socket_left_behind_by_a_killed_daemon_is_taken_over() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("left.sock");
-    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let mut daemon = Daemon::start(&[Core::default()]);
+    let path = daemon.socket("echo");
+    let pid = Pid::from_raw(daemon.pid().cast_signed()).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+    daemon.wait_for_end().unwrap();
     assert!(path.exists());
     let listener = bind(&path, &Permissions::default()).unwrap();
     let error = bind(&path, &Permissions::default())

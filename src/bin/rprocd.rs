@@ -106,7 +106,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
             if let Some(face) = core.face(index, vdev.announce) {
                 let label = face.label().to_owned();
                 listening.push(Listening::start(&vdev.socket, &vdev.permissions, face)?);
-                core.set_socket(index, vdev.socket.clone());
+                core.set_socket(index, std::path::absolute(&vdev.socket)?);
                 info!("{label}: listening on {}", vdev.socket.display());
             }
         }

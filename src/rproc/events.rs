@@ -18,6 +18,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
 
+use super::admission::CoreState;
+
 /// Events that are kept.
 pub const EVENTS_KEPT: usize = 2048;
 /// The longest detail, in bytes; the rest of it is cut off.
@@ -86,6 +88,10 @@ pub struct Event {
     pub vdev: Option<usize>,
     /// More, depending on what it is.
     pub detail: String,
+    /// When a core has crashed: for each trace buffer, the number of the byte that the next
+    /// incarnation begins with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trace: Vec<u64>,
 }
 
 /// A piece of the log.
@@ -138,6 +144,7 @@ impl EventLog {
         what: What,
         vdev: Option<usize>,
         mut detail: String,
+        trace: Vec<u64>,
     ) {
         let end = (0..=MAX_DETAIL_BYTES).rfind(|end| detail.is_char_boundary(*end));
         detail.truncate(end.unwrap_or(0));
@@ -155,6 +162,7 @@ impl EventLog {
                 what: what.to_string(),
                 vdev,
                 detail,
+                trace,
             });
             kept.next += 1;
         });
@@ -228,7 +236,21 @@ impl Teller {
         detail: impl FnOnce() -> String,
     ) {
         if let Some((log, core)) = &self.to {
-            log.tell(core, incarnation, what, vdev, detail());
+            log.tell(core, incarnation, what, vdev, detail(), Vec::new());
+        }
+    }
+
+    /// The core is in another state; see [`Event::trace`].
+    pub(super) fn tell_state(&self, incarnation: u32, state: CoreState, trace: Vec<u64>) {
+        if let Some((log, core)) = &self.to {
+            log.tell(
+                core,
+                incarnation,
+                What::State,
+                None,
+                state.to_string(),
+                trace,
+            );
         }
     }
 }
@@ -240,7 +262,7 @@ mod tests {
     fn log(events: usize) -> EventLog {
         let log = EventLog::new().unwrap();
         for number in 0..events {
-            log.tell("m4", 1, What::Step, None, number.to_string());
+            log.tell("m4", 1, What::Step, None, number.to_string(), vec![]);
         }
         log
     }
@@ -276,13 +298,14 @@ mod tests {
     #[test]
     fn a_long_detail_is_cut_between_two_characters() {
         let log = log(0);
-        log.tell("m4", 1, What::Crash, None, "é".repeat(1000));
+        log.tell("m4", 1, What::Crash, None, "é".repeat(1000), vec![]);
         log.tell(
             "m4",
             1,
             What::Crash,
             None,
             "x".to_owned() + &"é".repeat(1000),
+            vec![],
         );
         for event in log.since(None, 2).events {
             assert!((MAX_DETAIL_BYTES - 1..=MAX_DETAIL_BYTES).contains(&event.detail.len()));
@@ -295,8 +318,8 @@ mod tests {
         let log = log(1);
         assert!(!rings(&log));
         log.set_watched(true);
-        log.tell("m4", 1, What::Step, None, String::new());
-        log.tell("m4", 1, What::Step, None, String::new());
+        log.tell("m4", 1, What::Step, None, String::new(), vec![]);
+        log.tell("m4", 1, What::Step, None, String::new(), vec![]);
         assert!(rings(&log));
         assert!(!rings(&log));
     }

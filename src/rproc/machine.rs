@@ -450,7 +450,8 @@ impl Machine {
     /// Where what happens to the core is told.
     pub(super) fn set_teller(&mut self, teller: Teller) {
         self.teller = teller;
-        self.tell(What::State, None, |machine| machine.state().to_string());
+        let state = self.state();
+        self.teller.tell_state(self.incarnations, state, Vec::new());
     }
 
     /// Tells those who watch.
@@ -462,7 +463,12 @@ impl Machine {
     /// The core is in another state from here on.
     fn enter(&mut self, state: State) {
         self.state = state;
-        self.tell(What::State, None, |machine| machine.state().to_string());
+        let state = self.state();
+        let traces = match state {
+            CoreState::Crashed => self.traces.counts().iter().map(|it| it.bytes).collect(),
+            _ => Vec::new(),
+        };
+        self.teller.tell_state(self.incarnations, state, traces);
     }
 
     /// Tells of the endpoints that came and went.

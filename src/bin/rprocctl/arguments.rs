@@ -1,0 +1,291 @@
+//! What is said on the command line.
+//!
+//! What belongs here: verbs, options and their help, and nothing that needs more than clap: the man
+//! page and the completions of the shells are made from it. What does not: what the verbs do.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Shows what rprocd's cores do, starts them and stops them.
+///
+/// Exit status: 0 done, 1 failed, 2 wrong usage, 3 no such core, 4 refused, 5 rprocd cannot be
+/// reached, 6 denied, 7 timed out.
+#[derive(Parser)]
+#[command(name = "rprocctl", version, max_term_width = 80)]
+pub struct Arguments {
+    /// rprocd's control socket (`socket` in section `control` of its configuration); for verbs
+    /// that only look, the monitor socket will do
+    #[arg(
+        short,
+        long,
+        value_name = "PATH",
+        default_value = "/run/rprocd/control",
+        global = true
+    )]
+    pub socket: PathBuf,
+    /// How long rprocd may take for an answer
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds, global = true)]
+    pub timeout: Duration,
+    /// One JSON document instead of text; one a line while following
+    #[arg(short, long, global = true)]
+    pub json: bool,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "it is no number".to_owned())?;
+    let time = Duration::try_from_secs_f64(seconds).map_err(|cause| cause.to_string())?;
+    if time < Duration::from_millis(1) || time > Duration::from_secs(86_400) {
+        return Err("it must be between 0.001 and 86400".to_owned());
+    }
+    Ok(time)
+}
+
+/// Which core.
+#[derive(Args)]
+pub struct OfCore {
+    /// The core's name
+    pub core: String,
+}
+
+/// A verb.
+#[derive(Subcommand)]
+pub enum Verb {
+    /// All cores: state, firmware, guests, messages
+    #[command(visible_alias = "status")]
+    List,
+    /// One core, in full
+    Info(OfCore),
+    /// Live view of all cores; q ends it
+    Top {
+        /// How long between two looks
+        #[arg(short, long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
+        delay: Duration,
+        /// Print so many looks one after the other and end, for a file or a pipe
+        #[arg(short = 'n', long, value_name = "COUNT")]
+        iterations: Option<u32>,
+    },
+    /// Start a core that is offline or crashed, or attach one
+    Start {
+        /// Only for as long as this rprocctl runs: until Ctrl-C, or the end of its input
+        #[arg(short, long)]
+        while_connected: bool,
+        /// With this firmware from now on: a file in rprocd's firmware directory, or with a slash
+        /// in it any file
+        #[arg(long, value_name = "FILE")]
+        firmware: Option<String>,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Stop a core, whoever holds it; guests stay attached
+    Stop {
+        /// It is well if it does not run
+        #[arg(long)]
+        if_running: bool,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Stop a core if it runs, and start it; guests stay attached
+    Restart(Change),
+    /// Take over a core that runs already
+    Attach(Change),
+    /// Let go of a core that was attached; it runs on
+    Detach(Change),
+    /// Pause a core; its guests wait
+    Suspend(OfCore),
+    /// Let a suspended core go on
+    Resume(OfCore),
+    /// A core's firmware: show it, change it, judge a file
+    #[command(subcommand)]
+    Firmware(Firmware),
+    /// What follows from a crash of a core
+    #[command(subcommand)]
+    Recovery(Recovery),
+    /// Have a core crash: evidence, coredump and recovery follow as if its firmware had died
+    Crash(OfCore),
+    /// Coredumps of a core
+    #[command(subcommand)]
+    Coredump(Coredump),
+    /// What a core's firmware wrote into its trace buffers
+    Trace {
+        /// Go on with what it writes from now on, until interrupted
+        #[arg(short, long)]
+        follow: bool,
+        #[command(flatten)]
+        of: OfCore,
+    },
+    /// What has happened
+    Events {
+        /// Go on with what happens from now on, until interrupted
+        #[arg(short, long)]
+        follow: bool,
+        /// Each step of a boot, a stop and so on as well
+        #[arg(long)]
+        steps: bool,
+        /// From this event on; the first number in each line
+        #[arg(long, value_name = "NUMBER")]
+        since: Option<u64>,
+        /// Of this core only
+        core: Option<String>,
+    },
+    /// A map of a core's memory
+    Mem(OfCore),
+    /// A core's resource table, as it is now
+    Resources(OfCore),
+    /// The queues of a core's vdevs: where they are and what goes through them
+    Queues(OfCore),
+    /// The endpoints that a core's firmware has announced
+    Endpoints(OfCore),
+    /// How long a core's last boot, stop, recovery and so on took
+    Timings(OfCore),
+    /// What all cores have done, as Prometheus reads it
+    Metrics {
+        /// Write it to a file, whole or not at all, for node_exporter's textfile collector
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// What a VMM is told to attach to each vdev of a core
+    Vmm {
+        /// Which VMM
+        vmm: Vmm,
+        /// The guest's memory
+        #[arg(long, value_name = "SIZE", default_value = "1G")]
+        memory: String,
+        #[command(flatten)]
+        of: OfCore,
+    },
+    /// All about all cores in one file, for a bug report
+    Report {
+        /// As a page for a browser; it needs nothing else. Without it, as JSON
+        #[arg(long)]
+        html: bool,
+        /// The firmware file with its symbols, so that a crash is shown with function and line
+        #[arg(long, value_name = "FILE")]
+        symbols: Vec<PathBuf>,
+        /// The file; the default is the standard output
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// rprocd's configuration
+    #[command(subcommand)]
+    Config(Config),
+    /// Does rprocd answer, and how fast?
+    Ping,
+    /// The versions of rprocctl and rprocd
+    Version,
+}
+
+/// A change that may take its time.
+#[derive(Args)]
+pub struct Change {
+    /// Show each step when it is done
+    #[arg(short, long)]
+    pub progress: bool,
+    /// The core's name
+    pub core: String,
+}
+
+/// What is done about a firmware.
+#[derive(Subcommand)]
+pub enum Firmware {
+    /// Show which one it is
+    Get(OfCore),
+    /// Give an offline core another one, until rprocd ends
+    Set {
+        /// The core's name
+        core: String,
+        /// A file in rprocd's firmware directory, or with a slash in it any file
+        file: String,
+    },
+    /// Judge a file as a boot of the core would, and change nothing
+    Check {
+        /// The core's name
+        core: String,
+        /// A file in rprocd's firmware directory, or with a slash in it any file
+        file: String,
+    },
+}
+
+/// What is done about recovery.
+#[derive(Subcommand)]
+pub enum Recovery {
+    /// Is a core that crashes restarted by itself?
+    Get(OfCore),
+    /// Until rprocd ends; enabling it restarts a crashed core at once
+    Set {
+        /// The core's name
+        core: String,
+        /// Which
+        setting: Setting,
+    },
+    /// Restart a crashed core now, whatever was to come next
+    Now(Change),
+}
+
+/// What is done about coredumps.
+#[derive(Subcommand)]
+pub enum Coredump {
+    /// Show or set whether they are written; until rprocd ends
+    Mode {
+        /// The core's name
+        core: String,
+        /// Which
+        mode: Option<Mode>,
+    },
+    /// Those that are kept, the oldest first
+    List(OfCore),
+    /// Fetch one
+    Get {
+        /// The core's name
+        core: String,
+        /// Its name in the list; the default is the last one
+        name: Option<String>,
+        /// The file; the default is its own name, here. It must not be there yet
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+}
+
+/// What is done about the configuration.
+#[derive(Subcommand)]
+pub enum Config {
+    /// Would rprocd take this file? Whether the files exist that it names is not looked at
+    Check {
+        /// The file
+        file: PathBuf,
+    },
+}
+
+/// On or off.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Setting {
+    /// It happens.
+    Enabled,
+    /// It does not.
+    Disabled,
+}
+
+/// When a coredump is written.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// Never
+    Disabled,
+    /// Before the core is restarted, as far as the configured time allows
+    Enabled,
+    /// Before the core is restarted, all of it
+    Inline,
+}
+
+/// A virtual machine monitor.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Vmm {
+    /// QEMU 10.2 or later
+    Qemu,
+    /// cloud-hypervisor 53 or later
+    CloudHypervisor,
+    /// crosvm
+    Crosvm,
+}

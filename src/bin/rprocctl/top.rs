@@ -1,0 +1,296 @@
+//! The live view: what all cores do, again and again.
+//!
+//! What belongs here: two looks at the figures and what happened between them, as a screen. What
+//! does not: anything that a terminal of the last forty years cannot show.
+
+use std::fmt::Write;
+use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::termios::{
+    LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr,
+};
+
+use crate::show::guest;
+use crate::terminal::{Screen, Table, duration, size, write};
+use crate::{Daemon, Failure, Result};
+use rprocd::rproc::{CoreStatus, DirectionStatus};
+
+/// Onto the other screen, without a cursor; and back.
+const ENTER: &str = "\x1b[?1049h\x1b[?25l";
+const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
+/// To the first column of the first row; and what is below is cleared.
+const HOME: &str = "\x1b[H";
+const CLEAR_LINE: &str = "\x1b[K";
+const CLEAR_BELOW: &str = "\x1b[J";
+
+/// Shows it until `q`, or so many times.
+pub fn run(daemon: &Daemon, delay: Duration, iterations: Option<u32>) -> Result<String> {
+    let mut before = look(daemon)?;
+    let Some(iterations) = iterations else {
+        if Screen::of_output().width.is_none() {
+            return Err(Failure::new(
+                2,
+                "top needs a terminal; with --iterations it writes to a file or a pipe",
+            ));
+        }
+        let _raw = Raw::enter()?;
+        let mut delay_now = Duration::from_millis(250);
+        loop {
+            if pressed(delay_now)? {
+                return Ok(String::new());
+            }
+            delay_now = delay;
+            let now = look(daemon)?;
+            let screen = Screen::of_output();
+            let text = text(daemon, &before, &now, &screen);
+            let lines = text.lines().take(screen.height.unwrap_or(usize::MAX));
+            let mut drawn = HOME.to_owned();
+            for (index, line) in lines.enumerate() {
+                let feed = if index == 0 { "" } else { "\r\n" };
+                let _ = write!(drawn, "{feed}{line}{CLEAR_LINE}");
+            }
+            drawn.push_str(CLEAR_BELOW);
+            write(&drawn)?;
+            before = now;
+        }
+    };
+    for _ in 0..iterations {
+        thread::sleep(delay);
+        let now = look(daemon)?;
+        if !write(&text(daemon, &before, &now, &Screen::of_output()))? {
+            break;
+        }
+        before = now;
+    }
+    Ok(String::new())
+}
+
+/// The cores at a time.
+struct Look {
+    at: Instant,
+    cores: Vec<CoreStatus>,
+}
+
+fn look(daemon: &Daemon) -> Result<Look> {
+    let cores = daemon.cores()?;
+    let at = Instant::now();
+    Ok(Look { at, cores })
+}
+
+/// Something counted, per second.
+fn rate(before: u64, now: u64, seconds: f64) -> f64 {
+    now.saturating_sub(before) as f64 / seconds
+}
+
+/// Four digits at most, with a unit.
+fn short(rate: f64) -> String {
+    match rate {
+        _ if rate < 9.95 && rate > 0.0 => format!("{rate:.1}"),
+        _ if rate < 10_000.0 => format!("{rate:.0}"),
+        _ if rate < 10e6 => format!("{:.0}k", rate / 1e3),
+        _ => format!("{:.0}M", rate / 1e6),
+    }
+}
+
+/// Eight columns, as full as the queue is.
+fn bar(held: u16, size: u16) -> String {
+    const COLUMNS: usize = 8;
+    let size = usize::from(size.max(1));
+    let full = (usize::from(held) * COLUMNS).div_ceil(size).min(COLUMNS);
+    format!("{}{} {held}", "#".repeat(full), ".".repeat(COLUMNS - full))
+}
+
+fn text(daemon: &Daemon, before: &Look, now: &Look, screen: &Screen) -> String {
+    let seconds = now.at.duration_since(before.at).as_secs_f64().max(1e-3);
+    let running = now
+        .cores
+        .iter()
+        .filter(|core| core.uptime_microseconds.is_some());
+    let title = format!(
+        "rprocd at {}: {} core(s), {} up. Each second:",
+        daemon.socket.display(),
+        now.cores.len(),
+        running.count()
+    );
+    let mut cores = Table::new(&[
+        "CORE",
+        "STATE",
+        "UP",
+        "BOOT",
+        "CRASHES",
+        "IN",
+        "OUT",
+        "KICKS",
+        "TRACE",
+        "RELAY",
+        "LAST REASON",
+    ])
+    .right(&[2, 3, 4, 5, 6, 7, 8, 9]);
+    let mut vdevs = Table::new(&[
+        "VDEV",
+        "GUEST",
+        "IN/s",
+        "OUT/s",
+        "IN",
+        "OUT",
+        "DROPPED",
+        "FIRMWARE HOLDS",
+    ])
+    .right(&[2, 3, 4, 5, 6]);
+    for core in &now.cores {
+        // A core that was not there before begins with itself.
+        let old = before
+            .cores
+            .iter()
+            .find(|old| old.name == core.name)
+            .unwrap_or(core);
+        let all = |core: &CoreStatus, read: fn(&rprocd::rproc::VdevStatus) -> u64| -> u64 {
+            core.vdevs.iter().map(read).sum()
+        };
+        let per_second = |read: fn(&rprocd::rproc::VdevStatus) -> u64| {
+            short(rate(all(old, read), all(core, read), seconds))
+        };
+        let traced = |core: &CoreStatus| core.traces.iter().map(|it| it.bytes).sum();
+        let trace: f64 = rate(traced(old), traced(core), seconds);
+        let known = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+        cores.row([
+            core.name.clone(),
+            screen.state(&core.state),
+            known(core.uptime_microseconds.map(duration)),
+            core.incarnation.to_string(),
+            core.crashes.to_string(),
+            per_second(|it| it.to_core.messages),
+            per_second(|it| it.to_guest.messages),
+            per_second(|it| it.to_core.notifications + it.to_guest.notifications),
+            format!("{} B", short(trace)),
+            known(relay_time(old, core)),
+            known(core.next.clone().or_else(|| core.last_crash.clone())),
+        ]);
+        for (index, vdev) in core.vdevs.iter().enumerate() {
+            let old = old.vdevs.get(index).unwrap_or(vdev);
+            let dropped = |it: &DirectionStatus| {
+                it.bad_chains + it.malformed + it.too_long + it.withheld + it.lost
+            };
+            let bytes = |before: &DirectionStatus, now: &DirectionStatus| {
+                size(rate(before.bytes, now.bytes, seconds) as u64)
+            };
+            let depth = vdev.vrings.get(1).map_or(0, |vring| vring.size);
+            vdevs.row([
+                format!("{}/{index}", core.name),
+                guest(vdev).to_owned(),
+                bytes(&old.to_core, &vdev.to_core),
+                bytes(&old.to_guest, &vdev.to_guest),
+                vdev.to_core.messages.to_string(),
+                vdev.to_guest.messages.to_string(),
+                (dropped(&vdev.to_core) + dropped(&vdev.to_guest)).to_string(),
+                bar(vdev.core_holds, depth),
+            ]);
+        }
+    }
+    let mut text = format!("{}\n\n{}\n", screen.cut(&title), cores.text(screen));
+    if vdevs.len() > 0 {
+        text.push_str(&vdevs.text(screen));
+        text.push('\n');
+    }
+    let help = "IN: from guests to the core. OUT: to guests. RELAY: at most so long, for nine of \
+                ten kicks. q ends it.";
+    text.push_str(&screen.paint("2", &screen.cut(help)));
+    text.push('\n');
+    text
+}
+
+/// The time that nine of ten relays took at most, since the last look.
+fn relay_time(before: &CoreStatus, now: &CoreStatus) -> Option<String> {
+    let counts = now.relay_time.counts.iter().zip(&before.relay_time.counts);
+    let counts: Vec<_> = counts
+        .map(|(now, before)| now.saturating_sub(*before))
+        .collect();
+    let all: u64 = counts.iter().sum();
+    if all == 0 {
+        return None;
+    }
+    let mut left = all - all / 10;
+    for (count, bound) in counts.iter().zip(&now.relay_time.bounds_microseconds) {
+        left = left.saturating_sub(*count);
+        if left == 0 {
+            return Some(duration(*bound));
+        }
+    }
+    Some("long".to_owned())
+}
+
+/// The terminal gives keys at once, on a screen of its own.
+struct Raw {
+    before: Termios,
+}
+
+impl Raw {
+    fn enter() -> Result<Self> {
+        let failed = |cause: rustix::io::Errno| {
+            let text = format!("the standard input is no terminal ({cause}); use --iterations");
+            Failure::new(2, text)
+        };
+        let before = tcgetattr(io::stdin()).map_err(failed)?;
+        let mut raw = before.clone();
+        raw.local_modes
+            .remove(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG);
+        raw.special_codes[SpecialCodeIndex::VMIN] = 1;
+        tcsetattr(io::stdin(), OptionalActions::Now, &raw).map_err(failed)?;
+        write(ENTER)?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        // Nobody is left to be told.
+        let _ = write(LEAVE);
+        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
+    }
+}
+
+/// Waits for a time, or for a key that ends it: q, Ctrl-C, Ctrl-D, or the end of the input.
+fn pressed(time: Duration) -> Result<bool> {
+    let end = Instant::now() + time;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).ok();
+        let input = io::stdin();
+        let mut fds = [PollFd::new(&input, PollFlags::IN)];
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(0) => return Ok(false),
+            // The window has another size: draw it anew.
+            Err(rustix::io::Errno::INTR) => return Ok(false),
+            Err(cause) => return Err(Failure::new(1, format!("cannot wait: {cause}"))),
+            Ok(_) => {}
+        }
+        let mut key = [0];
+        match rustix::io::read(&input, &mut key) {
+            Ok(0) => return Ok(true),
+            Ok(_) if matches!(key[0], b'q' | b'Q' | 3 | 4) => return Ok(true),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_take_four_digits_at_most() {
+        let shown = [0.0, 0.25, 9.9, 10.0, 9999.0, 12_345.0, 12_345_678.0].map(short);
+        assert_eq!(shown, ["0", "0.2", "9.9", "10", "9999", "12k", "12M"]);
+    }
+
+    #[test]
+    fn a_bar_is_empty_only_if_nothing_is_held() {
+        assert_eq!(bar(0, 256), "........ 0");
+        assert_eq!(bar(1, 256), "#....... 1");
+        assert_eq!(bar(256, 256), "######## 256");
+        assert_eq!(bar(9, 0), "######## 9");
+    }
+}
