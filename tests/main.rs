@@ -45,6 +45,7 @@ mod rprocctl;
 mod running;
 mod scripted;
 mod trace;
+mod varlink;
 mod watching;
 mod wear;
 

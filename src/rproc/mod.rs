@@ -59,7 +59,7 @@ pub use histogram::{Histogram, RECOVERY_BOUNDS, RELAY_BOUNDS};
 pub use holders::Holder;
 pub use machine::{Departure, Driver, Later, Linger, Machine, Policies, RequestError, vdev_label};
 pub use recovery::{CrashHistory, Decision, RecoveryPolicy};
-pub use resources::{Field, Region, Resource};
+pub use resources::{Field, Region, Resource, ResourceVring};
 pub use status::{
     AnnouncedStatus, CoreStatus, CrashCount, DirectionStatus, DumpCount, StepStatus,
     TimelineStatus, TraceCount, VdevStatus, VringStatus,

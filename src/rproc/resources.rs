@@ -51,8 +51,15 @@ pub struct Resource {
     pub name: String,
     /// Its fields, in order.
     pub fields: Vec<Field>,
-    /// Of a vdev: the fields of its vrings.
-    pub vrings: Vec<Vec<Field>>,
+    /// Of a vdev: its vrings.
+    pub vrings: Vec<ResourceVring>,
+}
+
+/// `ResourceVring` of `io.rprocd.varlink`. systemd's parser has no lists of lists.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ResourceVring {
+    /// Its fields, in order.
+    pub fields: Vec<Field>,
 }
 
 impl BootPlan {
@@ -125,7 +132,9 @@ pub(super) fn resources(pristine: &[u8], now: &[u8]) -> Vec<Resource> {
             Entry::Vdev(vdev) => {
                 for vring in &vdev.vrings {
                     let names = ["da", "align", "num", "notifyid", "pa"];
-                    vrings.push(words(vring.offset, &names));
+                    vrings.push(ResourceVring {
+                        fields: words(vring.offset, &names),
+                    });
                 }
                 let names = ["id", "notifyid", "dfeatures", "gfeatures", "config_len"];
                 let mut fields = words(fields, &names);

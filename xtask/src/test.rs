@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::kit::{self, KIT_VARIABLE, OTHERS_VARIABLE};
+use crate::kit::{self, KIT_VARIABLE, OTHERS_VARIABLE, VARLINKCTL_VARIABLE};
 use crate::tools::{Gap, tool};
 use crate::{cargo, firmware, fuzz, instructions, tools};
 
@@ -76,8 +76,10 @@ fn steps(options: &Options) -> Vec<Step<'_>> {
     steps.push(("firmware images", Box::new(|| firmware::build().map(drop))));
     if filter.is_none() && !options.no_vm {
         steps.push(("firmware of others", Box::new(|| kit::others().map(drop))));
+        steps.push(("varlinkctl", Box::new(|| kit::varlinkctl().map(drop))));
     }
-    steps.push(("tests", Box::new(move || tests(filter))));
+    let fetches = !options.no_vm;
+    steps.push(("tests", Box::new(move || tests(filter, fetches))));
     if filter.is_none() {
         let words = ["test", "--features", "loom", "--lib", "drive::model"];
         steps.push((
@@ -106,7 +108,7 @@ fn steps(options: &Options) -> Vec<Step<'_>> {
 }
 
 /// The tests on the host. Firmware of others is used where there is some.
-fn tests(filter: Option<&str>) -> Result<()> {
+fn tests(filter: Option<&str>, fetches: bool) -> Result<()> {
     // The tests of coredumps and of the unit are skipped without.
     tools::need(&[
         tool("gdb-multiarch", "gdb-multiarch"),
@@ -119,6 +121,9 @@ fn tests(filter: Option<&str>) -> Result<()> {
         && let Some(folder) = kit::others_if_there()
     {
         command.env(OTHERS_VARIABLE, folder);
+    }
+    if std::env::var_os(VARLINKCTL_VARIABLE).is_none() && fetches {
+        command.env(VARLINKCTL_VARIABLE, kit::varlinkctl()?);
     }
     cargo::show(&mut command)
 }

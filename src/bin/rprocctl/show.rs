@@ -317,7 +317,7 @@ pub fn resources(entries: &[Resource], screen: &Screen) -> String {
         let line = format!("{index}: {}{name}: {}", entry.kind, fields(&entry.fields));
         let _ = writeln!(text, "{}", screen.cut(&line));
         for (number, vring) in entry.vrings.iter().enumerate() {
-            let line = format!("   vring {number}: {}", fields(vring));
+            let line = format!("   vring {number}: {}", fields(&vring.fields));
             let _ = writeln!(text, "{}", screen.cut(&line));
         }
     }

@@ -18,6 +18,7 @@ mod modules;
 mod others;
 mod qemu;
 mod tree;
+mod varlink;
 mod vsock;
 
 use std::fs;
@@ -34,6 +35,9 @@ pub const KIT_VARIABLE: &str = "RPROCD_VM_KIT";
 
 /// Names a folder with firmware that others made, for the test that reads it.
 pub const OTHERS_VARIABLE: &str = "RPROCD_TEST_FIRMWARE";
+
+/// Names systemd's Varlink client, for the tests that call rprocd with it.
+pub const VARLINKCTL_VARIABLE: &str = "RPROCD_VARLINKCTL";
 
 /// `cargo xtask kit`.
 #[derive(clap::Args, Debug, Default)]
@@ -159,6 +163,11 @@ pub fn others() -> Result<PathBuf> {
         None => apt.choose()?,
     };
     others::get(&cache, &mut apt, &choice)
+}
+
+/// systemd's Varlink client, for [`VARLINKCTL_VARIABLE`]; fetched if it is not there.
+pub fn varlinkctl() -> Result<PathBuf> {
+    varlink::get(&Cache::open()?)
 }
 
 /// The same folder, if an earlier run has fetched it.
