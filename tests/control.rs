@@ -208,6 +208,8 @@ fn what_was_asked_before_nonsense_is_answered_before_the_end() {
         client.say(b"{\"method\": \"io.rprocd.List\"}\0");
         client.say(&nonsense);
         assert!(client.answer(0)["parameters"]["cores"].is_array());
+        let last = client.answer(b'\n');
+        assert_eq!(last["error"], "io.rprocd.NotACall");
         client.is_over();
     }
 }

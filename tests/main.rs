@@ -35,6 +35,7 @@ mod firmware;
 mod frontend;
 mod guest;
 mod harness;
+mod hostile_operators;
 mod hot_path;
 mod in_process;
 mod lifecycle;

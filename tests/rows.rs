@@ -1,5 +1,5 @@
 //! Which test holds which hostile input. The inputs are numbered; 39 to 58 are about images, 59 to
-//! 67 about firmware that runs. What belongs here: the list, and the test that nothing in it is
+//! 67 about firmware that runs, 68 to 77 about operators and the host. What belongs here: the list, and the test that nothing in it is
 //! made up.
 
 const IMAGE: &str = include_str!("firmware/image.rs");
@@ -19,6 +19,13 @@ const RELAY: &str = include_str!("../src/vdev/relay.rs");
 const DRIVER_RING: &str = include_str!("../src/vdev/driver_ring.rs");
 const RECOVERY: &str = include_str!("../src/rproc/recovery.rs");
 const FOLLOWER: &str = include_str!("../src/rproc/trace.rs");
+
+const CODEC: &str = include_str!("../src/control/codec.rs");
+const CONTROL: &str = include_str!("control.rs");
+const WATCHING: &str = include_str!("watching.rs");
+const OPERATORS: &str = include_str!("hostile_operators.rs");
+const DUMPS: &str = include_str!("dumps.rs");
+const DUMP_FOLDER: &str = include_str!("coredump/folder.rs");
 
 /// Number, what is done to us, and the tests, by file.
 type Row = (
@@ -429,12 +436,117 @@ const ROWS: &[Row] = &[
             ),
         ],
     ),
+    (
+        68,
+        "JSON of every bad kind, cut anywhere",
+        &[
+            (
+                OPERATORS,
+                &[
+                    "what_is_no_call_is_told_so_and_hung_up_on_and_others_are_served",
+                    "a_message_may_come_byte_by_byte",
+                ],
+            ),
+            (
+                CODEC,
+                &[
+                    "a_message_of_the_limit_passes_and_one_more_byte_does_not",
+                    "a_message_of_the_greatest_depth_passes_and_one_more_does_not",
+                    "how_the_bytes_are_cut_makes_no_difference",
+                ],
+            ),
+            (
+                CONTROL,
+                &["a_message_that_takes_too_long_is_hung_up_on_however_much_of_it_comes"],
+            ),
+        ],
+    ),
+    (
+        69,
+        "a watcher that never reads",
+        &[(
+            WATCHING,
+            &[
+                "a_watcher_that_does_not_read_loses_counted_events_and_the_daemon_keeps_nothing_for_it",
+            ],
+        )],
+    ),
+    (
+        70,
+        "somebody else",
+        &[(
+            OPERATORS,
+            &["another_user_is_kept_out_or_may_only_look_and_that_is_logged"],
+        )],
+    ),
+    (
+        71,
+        "many who start and stop at once",
+        &[(
+            OPERATORS,
+            &["of_many_who_start_and_stop_at_once_one_wins_each_time"],
+        )],
+    ),
+    (
+        72,
+        "a disk that is full or slow during a dump",
+        &[
+            (
+                DUMPS,
+                &[
+                    "a_full_disk_leaves_a_partial_dump_then_none_and_a_running_core",
+                    "a_limit_on_the_size_of_files_leaves_a_partial_dump_and_a_running_core",
+                ],
+            ),
+            (
+                DUMP_FOLDER,
+                &["a_full_disk_leaves_a_partial_dump_and_then_none"],
+            ),
+            (
+                WATCHING,
+                &["while_one_call_waits_for_a_core_others_are_answered"],
+            ),
+        ],
+    ),
+    (
+        73,
+        "large carveouts of which little is used",
+        &[(
+            DUMPS,
+            &["a_death_leaves_a_whole_and_sparse_dump_that_says_who_when_and_why"],
+        )],
+    ),
+    (
+        74,
+        "SIGKILL in every state",
+        &[(
+            OPERATORS,
+            &["a_daemon_that_is_killed_in_any_state_leaves_nothing_that_the_next_one_minds"],
+        )],
+    ),
+    (
+        75,
+        "no descriptor, no thread left",
+        &[(
+            OPERATORS,
+            &[
+                "without_descriptors_verbs_fail_and_the_core_goes_on",
+                "without_room_for_another_thread_all_goes_on",
+            ],
+        )],
+    ),
+    (
+        77,
+        "a clock that is set",
+        &[(OPERATORS, &["every_timer_runs_on_a_clock_that_nobody_sets"])],
+    ),
 ];
 
 #[test]
 fn every_hostile_input_has_a_test() {
     let numbers: Vec<u32> = ROWS.iter().map(|(number, ..)| *number).collect();
-    assert_eq!(numbers, (39..=67).collect::<Vec<_>>());
+    let expected: Vec<u32> = (39..=75).chain([77]).collect();
+    assert_eq!(numbers, expected);
     for (number, what, tests) in ROWS {
         assert!(!tests.is_empty(), "{number}: {what}");
         for (source, names) in *tests {

@@ -117,7 +117,14 @@ impl Connection {
             path: path.to_owned(),
             source,
         };
-        let stream = UnixStream::connect(path).map_err(unreachable)?;
+        let stream = UnixStream::connect(path).map_err(|cause| match cause.kind() {
+            io::ErrorKind::PermissionDenied => CallError::Denied(format!(
+                "you may not connect to {}; its mode and group say who may (`mode` and `group` in \
+                 section `control` of rprocd's configuration)",
+                path.display()
+            )),
+            _ => unreachable(cause),
+        })?;
         let mut connection = Self {
             stream,
             path: path.to_owned(),

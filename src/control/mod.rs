@@ -15,6 +15,7 @@ mod codec;
 mod server;
 mod trace;
 mod verbs;
+mod workers;
 
 pub use access::{Access, Class, class};
 pub use codec::{Codec, CodecError, End, MAX_DEPTH, MAX_MESSAGE_BYTES, Message};

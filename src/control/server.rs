@@ -3,9 +3,9 @@
 //! What belongs here: one subscriber of the daemon's event loop that holds all of the control
 //! socket. What does not: what the methods do; see [`verbs`](super::verbs).
 //!
-//! The loop waits for nobody. A call that may wait for a core is answered on a thread of its own,
-//! which ends with it; a client has one such call at a time, and the next one waits. So there are
-//! never more of these threads than clients.
+//! The loop waits for nobody. A call that may wait for a core is answered by another thread; a client
+//! has one such call at a time, and the next one waits. So there are enough of these threads if there
+//! are as many as clients.
 //!
 //! A client that is told of events has no queue: when it has taken what it was given, it is given
 //! what the log has then, and how much was lost.
@@ -17,13 +17,12 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use log::{debug, error, warn};
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::AsFd;
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
@@ -40,6 +39,7 @@ use super::INTERFACE_NAME;
 use super::access::Access;
 use super::codec::{Codec, CodecError, End, Message};
 use super::verbs::{Call, Caller, Refusal, Said, Service, Stream, excerpt};
+use super::workers::Workers;
 use crate::vdev::{Permissions, SessionError, bind};
 
 /// Clients at one time; one more is hung up on.
@@ -52,8 +52,6 @@ const TRACE_PERIOD: Duration = Duration::from_millis(100);
 const READ_BYTES: usize = 4096;
 /// Descriptors that may come with a call.
 const MAX_FDS: usize = 4;
-/// Stack of a thread that answers one call.
-const STACK_BYTES: usize = 512 << 10;
 
 /// What a thread brings back when it has answered.
 struct Done {
@@ -64,31 +62,13 @@ struct Done {
     stream: Option<Stream>,
 }
 
-/// What threads leave for the loop.
-struct Finished {
-    clients: Mutex<Vec<i32>>,
-    bell: OwnedFd,
-}
-
-impl Finished {
-    fn clients(&self) -> MutexGuard<'_, Vec<i32>> {
-        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn add(&self, client: i32) {
-        self.clients().push(client);
-        // Full means that it is ringing already.
-        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
-    }
-}
-
 /// What is done about a client's last call.
 enum Work {
     /// Nothing: it is answered.
     None,
     /// A thread is at it.
     Thread {
-        handle: JoinHandle<Done>,
+        result: Receiver<Done>,
         end: End,
         oneway: bool,
         /// The core whose events the client is told meanwhile, and the next of them.
@@ -262,7 +242,7 @@ pub struct ControlServer {
     patience: Duration,
     service: Arc<Service>,
     clients: HashMap<i32, Client>,
-    finished: Arc<Finished>,
+    workers: Workers,
     /// Connections so far.
     connections: u64,
 }
@@ -286,18 +266,14 @@ impl ControlServer {
             TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
         )
         .map_err(|cause| refused(cause.into()))?;
-        let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
-            .map_err(|cause| refused(cause.into()))?;
+        let workers = Workers::new(MAX_CLIENTS).map_err(refused)?;
         Ok(Self {
             doors: vec![Door::open(path, permissions, Access::Control)?],
             timer,
             patience: MESSAGE_PATIENCE,
             service: Arc::new(service),
             clients: HashMap::new(),
-            finished: Arc::new(Finished {
-                clients: Mutex::default(),
-                bell,
-            }),
+            workers,
             connections: 0,
         })
     }
@@ -387,7 +363,7 @@ impl ControlServer {
         if client.leaving {
             return;
         }
-        if let Err(cause) = converse(client, fd, readable, &self.service, &self.finished) {
+        if let Err(cause) = converse(client, fd, readable, &self.service, &self.workers) {
             if cause.kind() != ErrorKind::UnexpectedEof {
                 debug!(
                     "control connection {}: is hung up on: {cause}",
@@ -414,9 +390,7 @@ impl ControlServer {
 
     /// Threads have answered.
     fn take_finished(&mut self, ops: &mut EventOps<'_>) {
-        let _ = rustix::io::read(&self.finished.bell, &mut [0u8; 8]);
-        let finished = std::mem::take(&mut *self.finished.clients());
-        for fd in finished {
+        for fd in self.workers.take_finished() {
             let Some(client) = self.clients.get_mut(&fd) else {
                 continue;
             };
@@ -515,35 +489,29 @@ impl ControlServer {
         let Some(client) = self.clients.get_mut(&fd) else {
             return;
         };
-        match client.caller.take() {
-            Some(caller) if !caller.holds.is_empty() => {
-                let service = self.service.clone();
-                let release = move |mut caller: Caller| {
-                    service.release(&mut caller);
-                    Done {
-                        caller,
-                        answer: None,
-                        stream: None,
-                    }
-                };
-                let started = start(client.number, fd, &self.finished, caller, release);
-                match started {
-                    Ok(handle) => {
-                        client.work = Work::Thread {
-                            handle,
-                            end: End::Nul,
-                            oneway: true,
-                            progress: None,
-                        };
-                    }
-                    Err((mut caller, cause)) => {
-                        warn!("control: a thread cannot be had, the loop waits: {cause}");
-                        self.service.release(&mut caller);
-                        self.clients.remove(&fd);
-                    }
-                }
+        if client.caller.as_ref().is_none_or(|it| it.holds.is_empty()) {
+            self.clients.remove(&fd);
+            return;
+        }
+        let service = self.service.clone();
+        let release = move |mut caller: Caller| {
+            service.release(&mut caller);
+            Done {
+                caller,
+                answer: None,
+                stream: None,
             }
-            _ => drop(self.clients.remove(&fd)),
+        };
+        match have_done(client, fd, &self.workers, release) {
+            Ok(result) => {
+                client.work = Work::Thread {
+                    result,
+                    end: End::Nul,
+                    oneway: true,
+                    progress: None,
+                };
+            }
+            Err(_) => drop(self.clients.remove(&fd)),
         }
     }
 }
@@ -567,7 +535,7 @@ impl MutEventSubscriber for ControlServer {
         let doors = self.doors.iter().map(|door| door.listener.as_raw_fd());
         let others = [
             self.timer.as_raw_fd(),
-            self.finished.bell.as_raw_fd(),
+            self.workers.bell().as_raw_fd(),
             self.service.events.bell().as_raw_fd(),
         ];
         for fd in doors.chain(others) {
@@ -586,7 +554,7 @@ impl MutEventSubscriber for ControlServer {
             let _ = rustix::io::read(&self.timer, &mut [0u8; 8]);
             self.end_messages(ops);
             self.tell_watchers(ops);
-        } else if fd == self.finished.bell.as_raw_fd() {
+        } else if fd == self.workers.bell().as_raw_fd() {
             self.take_finished(ops);
         } else if fd == self.service.events.bell().as_raw_fd() {
             self.service.events.heard();
@@ -633,42 +601,10 @@ fn identity(stream: &UnixStream) -> String {
     }
 }
 
-/// Has a thread do something for a client, who is gone from here until it is back.
-fn start(
-    number: u64,
-    fd: i32,
-    finished: &Arc<Finished>,
-    caller: Caller,
-    work: impl FnOnce(Caller) -> Done + Send + 'static,
-) -> Result<JoinHandle<Done>, (Caller, io::Error)> {
-    // A thread that is not started drops what it was given, so it is given it afterwards.
-    let (give, take) = std::sync::mpsc::sync_channel(1);
-    let finished = finished.clone();
-    let started = thread::Builder::new()
-        .name(format!("control {number}"))
-        .stack_size(STACK_BYTES)
-        .spawn(move || {
-            let caller = take
-                .recv()
-                .expect("it is sent as soon as there is a thread");
-            let done = work(caller);
-            finished.add(fd);
-            done
-        });
-    match started {
-        Ok(handle) => {
-            // There is room for one, and who takes it is there.
-            let _ = give.send(caller);
-            Ok(handle)
-        }
-        Err(cause) => Err((caller, cause)),
-    }
-}
-
 /// Takes what the client's thread brings back.
 fn take_answer(client: &mut Client, service: &Service) {
     let Work::Thread {
-        handle,
+        result,
         end,
         oneway,
         progress,
@@ -676,8 +612,8 @@ fn take_answer(client: &mut Client, service: &Service) {
     else {
         return;
     };
-    let Ok(done) = handle.join() else {
-        // The defect has been logged by the thread's panic.
+    let Ok(done) = result.recv() else {
+        // The panic has been printed.
         error!(
             "control connection {}: its call ended in an internal error",
             client.number
@@ -717,53 +653,78 @@ fn converse(
     fd: i32,
     readable: bool,
     service: &Arc<Service>,
-    finished: &Arc<Finished>,
+    workers: &Workers,
 ) -> io::Result<()> {
     client.write()?;
     if readable && client.listens() {
         client.read()?;
     }
     while client.output.is_empty() {
-        if go_on(client, fd, service, finished)? {
+        if go_on(client, fd, service, workers)? {
             client.write()?;
             continue;
         }
         let Some((message, fds)) = client.calls.pop_front() else {
-            break;
+            let fault = client.fault.take_if(|_| matches!(client.work, Work::None));
+            let Some(fault) = fault else { break };
+            // Whoever has not got as far as the end of a message may have none in mind.
+            refuse_to_listen(client, &fault, End::LineFeed);
+            client.output.push(End::Nul.byte());
+            client.write()?;
+            continue;
         };
         if !matches!(client.work, Work::None) {
             client.calls.push_front((message, fds));
             break;
         }
-        begin(client, fd, &message, fds, service, finished)?;
+        begin(client, fd, &message, fds, service, workers)?;
         client.write()?;
     }
     // While nothing is read from it, it cannot end its message.
     let waited_for = client.listens() && client.codec.is_within_message();
     client.begun = waited_for.then(|| client.begun.unwrap_or_else(Instant::now));
     let idle = client.output.is_empty() && client.calls.is_empty();
-    match (&client.work, client.fault) {
-        (Work::None, Some(fault)) if idle => Err(io::Error::other(fault)),
-        (Work::None | Work::Stream(..), None) if idle && client.ended => {
+    match client.work {
+        Work::None | Work::Stream(..) if idle && client.ended => {
             Err(ErrorKind::UnexpectedEof.into())
         }
         _ => Ok(()),
     }
 }
 
-/// Answers a call, or has a thread do it. A message that is no call at all ends the connection,
-/// since Varlink has no answer to it.
+/// What a client said is no call. It is told so, and hung up on: nobody knows where the next message
+/// begins, or what else it takes us for.
+fn refuse_to_listen(client: &mut Client, cause: &dyn std::error::Error, end: End) {
+    let number = client.number;
+    debug!("control connection {number}: is hung up on: what it said is no call: {cause}");
+    let reason = format!("this is no Varlink call, so the connection ends: {cause}");
+    let refusal = Refusal(
+        format!("{INTERFACE_NAME}.NotACall"),
+        json!({ "reason": reason }),
+    );
+    client.answer(Err(refusal), false, end);
+    client.calls.clear();
+    client.fault = None;
+    client.ended = true;
+}
+
+/// Answers a call, or has a thread do it.
 fn begin(
     client: &mut Client,
     fd: i32,
     message: &Message,
     fds: Vec<OwnedFd>,
     service: &Arc<Service>,
-    finished: &Arc<Finished>,
+    workers: &Workers,
 ) -> io::Result<()> {
     let end = message.end;
-    let mut call: Call = serde_json::from_slice(&message.text)
-        .map_err(|cause| io::Error::other(format!("a message is no Varlink call: {cause}")))?;
+    let mut call: Call = match serde_json::from_slice(&message.text) {
+        Ok(call) => call,
+        Err(cause) => {
+            refuse_to_listen(client, &cause, end);
+            return Ok(());
+        }
+    };
     call.fds = fds;
     let Some(caller) = &client.caller else {
         return Err(io::Error::other("its last call has not ended"));
@@ -793,7 +754,6 @@ fn begin(
     if progress.is_some() {
         service.events.set_watched(true);
     }
-    let method = call.method.clone();
     let perform = {
         let service = service.clone();
         move |mut caller: Caller| {
@@ -805,46 +765,25 @@ fn begin(
             }
         }
     };
-    client.work = have_done(client, fd, finished, perform).map_or_else(
-        |cause| {
-            warn!("control: {method} fails: no thread can be had: {cause}");
-            Err(Refusal(
-                format!("{INTERFACE_NAME}.Busy"),
-                json!({
-                    "method": method,
-                    "reason": format!("rprocd has no thread left for it: {cause}; try again later"),
-                }),
-            ))
-        },
-        |handle| {
-            Ok(Work::Thread {
-                handle,
-                end,
-                oneway,
-                progress,
-            })
-        },
-    )
-    .unwrap_or_else(|refusal| {
-        client.answer(Err(refusal), false, end);
-        Work::None
-    });
+    client.work = Work::Thread {
+        result: have_done(client, fd, workers, perform)?,
+        end,
+        oneway,
+        progress,
+    };
     Ok(())
 }
 
-/// Has a thread do something for a client that is still there.
+/// Has a thread do something for a client, who lends it its caller.
 fn have_done(
     client: &mut Client,
     fd: i32,
-    finished: &Arc<Finished>,
+    workers: &Workers,
     work: impl FnOnce(Caller) -> Done + Send + 'static,
-) -> io::Result<JoinHandle<Done>> {
+) -> io::Result<Receiver<Done>> {
     let caller = client.caller.take();
     let caller = caller.ok_or_else(|| io::Error::other("its last call has not ended"))?;
-    start(client.number, fd, finished, caller, work).map_err(|(caller, cause)| {
-        client.caller = Some(caller);
-        cause
-    })
+    Ok(workers.have_done(fd, move || work(caller)))
 }
 
 /// What is new for a client that watches. Says whether there is something to write.
@@ -852,12 +791,12 @@ fn go_on(
     client: &mut Client,
     fd: i32,
     service: &Arc<Service>,
-    finished: &Arc<Finished>,
+    workers: &Workers,
 ) -> io::Result<bool> {
     match std::mem::replace(&mut client.work, Work::None) {
         Work::None => {}
         Work::Thread {
-            handle,
+            result,
             end,
             oneway,
             progress,
@@ -867,7 +806,7 @@ fn go_on(
                 (core, next)
             });
             client.work = Work::Thread {
-                handle,
+                result,
                 end,
                 oneway,
                 progress,
@@ -903,7 +842,7 @@ fn go_on(
                 }
             };
             client.work = Work::Thread {
-                handle: have_done(client, fd, finished, follow)?,
+                result: have_done(client, fd, workers, follow)?,
                 end,
                 oneway: false,
                 progress: None,

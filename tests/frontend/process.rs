@@ -91,7 +91,7 @@ impl Default for Core<'_> {
 /// A running rprocd.
 pub struct Daemon {
     child: Child,
-    folder: TempDir,
+    folder: Arc<TempDir>,
     log: Arc<Mutex<String>>,
 }
 
@@ -104,7 +104,17 @@ impl Daemon {
     /// The same, with a command that becomes rprocd: its words, which rprocd's own follow.
     pub fn start_under(wrapper: &[&str], cores: &[Core<'_>]) -> Self {
         let folder = tempfile::tempdir().expect("a folder for the daemon");
-        let config = configuration(&folder, cores);
+        configuration(&folder, cores);
+        Self::launch(wrapper, Arc::new(folder))
+    }
+
+    /// Another one in the same folder, with the same configuration.
+    pub fn again(&self) -> Self {
+        Self::launch(&[], Arc::clone(&self.folder))
+    }
+
+    fn launch(wrapper: &[&str], folder: Arc<TempDir>) -> Self {
+        let config = folder.path().join("rprocd.toml");
         let words = [wrapper, &[env!("CARGO_BIN_EXE_rprocd")]].concat();
         let mut child = Command::new(words[0])
             .args(&words[1..])
