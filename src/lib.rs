@@ -23,6 +23,7 @@
 //! | [`vdev`] | one firmware vdev, one vhost-user socket: both sides' rings and the relay |
 //! | [`control`] | the operator's socket |
 //! | [`metrics`] | what the cores have done, as Prometheus reads it |
+//! | [`sysfs`] | the cores as files, for scripts that know Linux's remoteproc |
 //! | [`report`] | how errors and firmware's words become text for people |
 //!
 //! Words: a *core* is a remote processor, its *engine* is what executes it. A *firmware* (its file:
@@ -41,4 +42,5 @@ pub mod memory;
 pub mod metrics;
 pub mod report;
 pub mod rproc;
+pub mod sysfs;
 pub mod vdev;
