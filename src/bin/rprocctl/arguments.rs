@@ -3,6 +3,7 @@
 //! What belongs here: verbs, options and their help, and nothing that needs more than clap: the man
 //! page and the completions of the shells are made from it. What does not: what the verbs do.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -176,6 +177,16 @@ pub enum Verb {
     Ping,
     /// The versions of rprocctl and rprocd
     Version,
+    /// Run a command for which /sys/class/remoteproc and /sys/kernel/debug/remoteproc have
+    /// rprocd's cores
+    ///
+    /// Nobody else sees them there, and they go with the command. Its exit status is the
+    /// command's. Needs rprocfs.
+    Sysfs {
+        /// The command and its arguments
+        #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+        command: Vec<OsString>,
+    },
 }
 
 /// A change that may take its time.

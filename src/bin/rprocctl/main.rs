@@ -19,6 +19,7 @@ mod top;
 mod vmm;
 mod watch;
 
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -35,6 +36,7 @@ use serde_json::{Value, json};
 use arguments::{Arguments, Change, Config, Coredump, Firmware, OfCore, Recovery, Setting, Verb};
 use rprocd::control::client::{self, CallError, Connection};
 use rprocd::rproc::{CoreStatus, Region, Resource};
+use rprocd::sysfs::namespace::{self, NamespaceError};
 use terminal::{Screen, Table, duration, size, write};
 
 /// Why there is no result: a sentence and an exit status.
@@ -230,9 +232,21 @@ fn perform(daemon: &Daemon, verb: &Verb) -> Result<String> {
             put(output.as_deref(), text)
         }
         Verb::Config(Config::Check { file }) => check_config(daemon, file),
+        Verb::Sysfs { command } => Err(sysfs(daemon, command)),
         Verb::Ping => ping(daemon),
         Verb::Version => version(daemon),
     }
+}
+
+/// Becomes the command; what comes back is why not. 126 and 127 are a shell's.
+fn sysfs(daemon: &Daemon, command: &[OsString]) -> Failure {
+    let cause = namespace::run(&daemon.socket, command);
+    let status = match &cause {
+        NamespaceError::Command { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,
+        NamespaceError::Command { .. } => 126,
+        _ => 1,
+    };
+    Failure::new(status, cause.to_string())
 }
 
 #[derive(Deserialize)]
