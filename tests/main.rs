@@ -18,6 +18,7 @@
 //! | `rows` | which test holds which numbered hostile input |
 //! | `running` | the library's cores against scripts of firmware that turns hostile while it runs |
 //! | `scripted` | the library's cores and sockets with an engine that runs a script |
+//! | `sysfs` | the cores as files against a vendor's script and single system calls; with feature `rprocfs` |
 //! | `trace` | trace buffers, followed by an operator |
 //! | `wear` | the real daemon after many sessions, and while nothing happens |
 
@@ -45,6 +46,8 @@ mod rows;
 mod rprocctl;
 mod running;
 mod scripted;
+#[cfg(feature = "rprocfs")]
+mod sysfs;
 mod trace;
 mod varlink;
 mod watching;
