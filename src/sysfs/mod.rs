@@ -12,7 +12,7 @@
 //! | `files` | reads and writes as calls of `io.rprocd` |
 //! | `words` | how Linux reads what is written |
 //! | `tables` | a resource table and carveouts as text |
-//! | [`fuse`] | the same as a file system; with feature `rprocfs` |
+//! | `fuse` | the same as a file system; with feature `rprocfs` |
 //! | [`namespace`] | the file system where scripts look for it |
 
 mod files;

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything that must hold.
 
+use std::fs::OpenOptions;
 use std::process::Command;
 use std::time::Instant;
 
@@ -8,6 +9,9 @@ use anyhow::{Result, bail};
 use crate::kit::{self, KIT_VARIABLE, OTHERS_VARIABLE, VARLINKCTL_VARIABLE};
 use crate::tools::{Gap, tool};
 use crate::{cargo, firmware, fuzz, instructions, tools};
+
+/// All that is built, but for the model, which is a build of its own.
+const FEATURES: &str = "rprocd/rprocfs";
 
 /// `cargo xtask test`.
 #[derive(clap::Args, Debug)]
@@ -80,6 +84,7 @@ fn steps(options: &Options) -> Vec<Step<'_>> {
     }
     let fetches = !options.no_vm;
     steps.push(("tests", Box::new(move || tests(filter, fetches))));
+    steps.push(("tests of rprocfs", Box::new(can_mount)));
     if filter.is_none() {
         let words = ["test", "--features", "loom", "--lib", "drive::model"];
         steps.push((
@@ -116,7 +121,8 @@ fn tests(filter: Option<&str>, fetches: bool) -> Result<()> {
         tool("systemd-analyze", "systemd"),
     ])?;
     let mut command = cargo::cargo();
-    command.args(["test", "--workspace"]).args(filter);
+    command.args(["test", "--workspace", "--features", FEATURES]);
+    command.args(filter);
     if std::env::var_os(OTHERS_VARIABLE).is_none()
         && let Some(folder) = kit::others_if_there()
     {
@@ -126,6 +132,21 @@ fn tests(filter: Option<&str>, fetches: bool) -> Result<()> {
         command.env(VARLINKCTL_VARIABLE, kit::varlinkctl()?);
     }
     cargo::show(&mut command)
+}
+
+/// Whether those of the tests ran that mount. They skip themselves, and a run that passed must not
+/// hide that.
+fn can_mount() -> Result<()> {
+    let fuse = "/dev/fuse";
+    if let Err(cause) = OpenOptions::new().read(true).write(true).open(fuse) {
+        let gap = format!("{fuse} cannot be opened ({cause}), so nothing of rprocfs was mounted");
+        return Err(Gap(gap).into());
+    }
+    if !rustix::process::geteuid().is_root() {
+        let gap = "only root can mount, so nothing of rprocfs was mounted; run this as root";
+        return Err(Gap(gap.to_owned()).into());
+    }
+    Ok(())
 }
 
 fn format() -> Result<()> {
@@ -147,6 +168,7 @@ fn clippy() -> Result<()> {
     cargo::show(
         cargo::cargo()
             .args(["clippy", "--workspace", "--all-targets"])
+            .args(["--features", FEATURES])
             .args(lints),
     )?;
     tools::need_target(firmware::TARGET)?;
@@ -157,7 +179,12 @@ fn clippy() -> Result<()> {
 fn documentation() -> Result<()> {
     let strict = ("RUSTDOCFLAGS", "-D warnings");
     let words = ["doc", "--no-deps", "--document-private-items"];
-    cargo::show(cargo::cargo().args(words).arg("--workspace").envs([strict]))?;
+    cargo::show(
+        cargo::cargo()
+            .args(words)
+            .args(["--workspace", "--features", FEATURES])
+            .envs([strict]),
+    )?;
     // The images are programs of a few lines on this library.
     cargo::show(
         in_firmware(&words, firmware::TARGET)?
