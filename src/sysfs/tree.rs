@@ -236,7 +236,11 @@ impl Node {
 
     /// Does what is in it depend on which cores there are?
     pub fn depends_on_cores(self) -> bool {
-        !matches!(self, Self::Root | Self::Class | Self::Debug)
+        // In the class a core that is there has all of its files.
+        !matches!(
+            self,
+            Self::Root | Self::Class | Self::Debug | Self::ClassCore(_)
+        )
     }
 }
 
