@@ -15,7 +15,7 @@ use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use rprocd::control::{Class, ControlServer, INTERFACE, MAX_MESSAGE_BYTES, Service, class};
 use rprocd::engine::scripted::{Journal, Scripted};
 use rprocd::rproc::{Core, EventLog, Holder, Policies};
-use rprocd::vdev::Permissions;
+use rprocd::vdev::{Permissions, Socket};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -52,10 +52,10 @@ impl Served {
             events,
             firmware_directory: folder.path().to_owned(),
         };
-        let server = ControlServer::new(&path, &all, service).unwrap();
-        let server = server
-            .with_monitor(&folder.path().join("monitor"), &all)
-            .unwrap();
+        let control = Socket::bind(&path, &all).unwrap();
+        let monitor = Socket::bind(&folder.path().join("monitor"), &all).unwrap();
+        let server = ControlServer::new(control, service).unwrap();
+        let server = server.with_monitor(monitor).unwrap();
         let server = server.with_patience(MESSAGE_PATIENCE);
         let ending = Arc::new(AtomicBool::new(false));
         let thread = {

@@ -3,12 +3,22 @@
 //! What belongs here: the systemd unit, and what the daemon tells systemd. What does not: what the
 //! daemon does (see `operator`).
 
-use std::os::unix::net::UnixDatagram;
-use std::path::Path;
-use std::process::Command;
-use std::time::Duration;
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::os::linux::fs::MetadataExt;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use crate::frontend::process::{Core, Daemon};
+use rprocd::control::client::Connection;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::frontend::process::{Core, Daemon, firmware_dir};
+use crate::frontend::rpmsg::RpmsgDriver;
+use crate::frontend::vmm::{Options, Vmm};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -16,11 +26,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const MOST_EXPOSED: &str = "--threshold=10";
 
 #[test]
-fn the_unit_gives_the_daemon_little_to_abuse() {
-    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/rprocd.service");
+fn the_units_give_the_daemon_little_to_abuse() {
     let analyze = Command::new("systemd-analyze")
         .args(["security", "--offline=true", MOST_EXPOSED])
-        .arg(&unit)
+        .args(["rprocd.service", "rprocd@.service"].map(packaged))
         .output();
     let output = match analyze {
         Ok(output) => output,
@@ -55,4 +64,225 @@ fn systemd_hears_when_the_daemon_is_ready_and_when_it_ends() {
     daemon.ask_to_end();
     assert_eq!(next().trim_end(), "STOPPING=1");
     assert!(daemon.wait_for_end().unwrap().success());
+}
+
+/// A file of the package.
+fn packaged(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("packaging")
+        .join(name)
+}
+
+#[test]
+fn a_socket_that_is_passed_is_used_and_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let config = format!(
+        "firmware-directory = {:?}\n[control]\nsocket = {:?}\n[[core]]\nname = \"echo\"\n\
+         engine = \"rv32\"\nfirmware = \"echo.elf\"\n[[core.vdev]]\nsocket = {:?}\n",
+        firmware_dir(),
+        path("control"),
+        path("vdev"),
+    );
+    fs::write(path("rprocd.toml"), config).unwrap();
+    let activate = |sockets: &[&str]| {
+        let mut command = Command::new("systemd-socket-activate");
+        for socket in sockets {
+            command.arg("--listen").arg(path(socket));
+        }
+        command.arg(env!("CARGO_BIN_EXE_rprocd")).arg("--config");
+        command.arg(path("rprocd.toml")).stderr(Stdio::null());
+        command.spawn()
+    };
+    let mut daemon = match activate(&["control", "vdev"]) {
+        Ok(daemon) => daemon,
+        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => {
+            eprintln!("skipped: there is no systemd-socket-activate (package systemd)");
+            return;
+        }
+        Err(cause) => panic!("{cause}"),
+    };
+    let end = Instant::now() + PATIENCE;
+    while !path("vdev").exists() || !path("control").exists() {
+        assert!(Instant::now() < end);
+        thread::sleep(Duration::from_millis(5));
+    }
+    // A VMM starts it, and is served on the socket that was there before.
+    let mut vmm = Vmm::connect(&path("vdev"), Options::default()).unwrap();
+    let mut driver = RpmsgDriver::probe(&mut vmm).unwrap();
+    driver.wait_for_channel("rpmsg-raw", PATIENCE).unwrap();
+    let mut control = Connection::open(&path("control"), PATIENCE).unwrap();
+    let list: Value = control.call("io.rprocd.List", &json!({})).unwrap();
+    let socket = &list["cores"][0]["vdevs"][0]["socket"];
+    assert_eq!(*socket, json!(path("vdev")));
+    let pid = Pid::from_child(&daemon);
+    kill_process(pid, Signal::TERM).unwrap();
+    assert!(daemon.wait().unwrap().success());
+    // They are systemd's, for the next one.
+    assert!(path("vdev").exists() && path("control").exists());
+}
+
+#[test]
+fn a_socket_that_nobody_asks_for_is_refused_by_its_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let stranger = folder.path().join("stranger");
+    let config = folder.path().join("rprocd.toml");
+    fs::write(
+        &config,
+        format!(
+            "firmware-directory = {:?}\n[[core]]\nname = \"echo\"\nengine = \"rv32\"\n\
+             firmware = \"echo.elf\"\n[[core.vdev]]\nsocket = \"vdev\"\n",
+            firmware_dir()
+        ),
+    )
+    .unwrap();
+    let daemon = Command::new("systemd-socket-activate")
+        .arg("--listen")
+        .arg(&stranger)
+        .arg(env!("CARGO_BIN_EXE_rprocd"))
+        .arg("--config")
+        .arg(&config)
+        .stderr(Stdio::piped())
+        .spawn();
+    let Ok(daemon) = daemon else {
+        eprintln!("skipped: there is no systemd-socket-activate (package systemd)");
+        return;
+    };
+    let end = Instant::now() + PATIENCE;
+    while UnixStream::connect(&stranger).is_err() {
+        assert!(Instant::now() < end);
+    }
+    let output = daemon.wait_with_output().unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8(output.stderr).unwrap();
+    let path = stranger.display().to_string();
+    assert!(
+        said.contains("systemd passes a socket at") && said.contains(&path),
+        "{said}"
+    );
+}
+
+#[test]
+fn qemus_tools_find_the_backend_and_what_it_can() {
+    let description = fs::read(packaged("50-rprocd.json")).unwrap();
+    let description: Value = serde_json::from_slice(&description).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_rprocd"))
+        .arg("--print-capabilities")
+        .output()
+        .unwrap();
+    assert!(output.status.success());
+    let capabilities: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(capabilities["type"], description["type"]);
+    // What it names is what the package installs.
+    let manifest = include_str!("../Cargo.toml");
+    let binary = Path::new(description["binary"].as_str().unwrap());
+    let name = binary.file_name().unwrap().to_str().unwrap();
+    let folder = binary.parent().unwrap().strip_prefix("/").unwrap();
+    let asset = format!("[\"packaging/{name}\", \"{}/\", \"755\"]", folder.display());
+    assert!(manifest.contains(&asset), "{asset}");
+    let script = fs::read_to_string(packaged(name)).unwrap();
+    assert!(script.contains("exec /usr/bin/rprocd \"$@\""));
+}
+
+#[test]
+fn the_guests_socket_can_come_from_the_command_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let core = |name: &str| {
+        format!(
+            "[[core]]\nname = {name:?}\nengine = \"rv32\"\nfirmware = \"echo.elf\"\n\
+             [[core.vdev]]\nsocket = \"{name}.sock\"\n"
+        )
+    };
+    let directory = format!("firmware-directory = {:?}\n", firmware_dir());
+    fs::write(path("one.toml"), format!("{directory}{}", core("a"))).unwrap();
+    fs::write(
+        path("two.toml"),
+        format!("{directory}{}{}", core("a"), core("b")),
+    )
+    .unwrap();
+    let rprocd = |config: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rprocd"));
+        command.arg("--config").arg(path(config));
+        command
+    };
+    let serves = |mut daemon: Child, socket: &str| {
+        let end = Instant::now() + PATIENCE;
+        let mut vmm = loop {
+            match Vmm::connect(&path(socket), Options::default()) {
+                Ok(vmm) => break vmm,
+                Err(cause) => assert!(Instant::now() < end, "{cause}"),
+            }
+        };
+        let mut driver = RpmsgDriver::probe(&mut vmm).unwrap();
+        driver.wait_for_channel("rpmsg-raw", PATIENCE).unwrap();
+        kill_process(Pid::from_child(&daemon), Signal::TERM).unwrap();
+        assert!(daemon.wait().unwrap().success());
+    };
+    let by_path = rprocd("one.toml")
+        .arg("--socket-path")
+        .arg(path("by-path"))
+        .spawn();
+    serves(by_path.unwrap(), "by-path");
+    // As standard input it comes with a number of its own; a shell gives it another.
+    let listener = UnixListener::bind(path("by-fd")).unwrap();
+    let by_fd = Command::new("sh")
+        .args(["-c", "exec \"$0\" --config \"$1\" --fd 7 7<&0"])
+        .arg(env!("CARGO_BIN_EXE_rprocd"))
+        .arg(path("one.toml"))
+        .stdin(OwnedFd::from(listener))
+        .spawn();
+    serves(by_fd.unwrap(), "by-fd");
+    for (words, reason) in [
+        (&["two.toml", "--fd", "7"][..], "has 2"),
+        (&["one.toml", "--fd", "77"], "there is no descriptor 77"),
+        (&["one.toml", "--fd", "1"], "1 is not in 3.."),
+    ] {
+        let output = rprocd(words[0]).args(&words[1..]).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && said.contains(reason), "{said}");
+    }
+}
+
+#[test]
+fn the_watchdog_is_told_that_all_is_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let variable = format!("NOTIFY_SOCKET={}", path.display());
+    let wrapper = ["env", &variable, "WATCHDOG_USEC=200000"];
+    let _daemon = Daemon::start_under(&wrapper, &[Core::default()]);
+    let mut told = 0;
+    while told < 3 {
+        let mut bytes = [0; 512];
+        let len = socket.recv(&mut bytes).unwrap();
+        told += u32::from(bytes[..len].starts_with(b"WATCHDOG=1"));
+    }
+}
+
+#[test]
+fn in_the_journal_a_line_has_a_priority_and_no_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = File::create(folder.path().join("log")).unwrap();
+    let stat = log.metadata().unwrap();
+    let run = |stream: String| {
+        let output = Command::new(env!("CARGO_BIN_EXE_rprocd"))
+            .args(["--config", "/nowhere"])
+            .env("JOURNAL_STREAM", stream)
+            .stderr(log.try_clone().unwrap())
+            .output()
+            .unwrap();
+        assert!(!output.status.success());
+        let text = fs::read_to_string(folder.path().join("log")).unwrap();
+        text.lines().last().unwrap().to_owned()
+    };
+    let line = run(format!("{}:{}", stat.st_dev(), stat.st_ino()));
+    assert!(
+        line.starts_with("<3>cannot read the configuration /nowhere"),
+        "{line}"
+    );
+    // Somebody else's journal.
+    let line = run(format!("{}:{}", stat.st_dev(), stat.st_ino() + 1));
+    assert!(line.starts_with('['), "{line}");
 }

@@ -434,3 +434,29 @@ fn a_watcher_that_hangs_up_makes_room_for_another() {
         assert!(begun.elapsed() < PATIENCE);
     }
 }
+
+#[test]
+fn a_driver_that_gets_nowhere_is_seen_without_waiting_for_it() {
+    let served = Served::new(engine(), Policies::default());
+    let (go, wait) = mpsc::channel::<()>();
+    let (tell, begun) = mpsc::channel();
+    served.journal.at_next(Op::Start, move || {
+        tell.send(()).unwrap();
+        let _ = wait.recv_timeout(PATIENCE);
+    });
+    let mut starting = connection(&served);
+    starting
+        .send("io.rprocd.Start", &this(), false, &[])
+        .unwrap();
+    begun.recv_timeout(PATIENCE).unwrap();
+    let core = &served.cores[0];
+    let pulse = core.pulse();
+    assert!(pulse.is_some());
+    assert_eq!(core.pulse(), pulse);
+    go.send(()).unwrap();
+    starting.answer("io.rprocd.Start").unwrap();
+    let end = Instant::now() + PATIENCE;
+    while core.pulse() == pulse {
+        assert!(Instant::now() < end);
+    }
+}

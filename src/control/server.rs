@@ -11,12 +11,10 @@
 //! what the log has then, and how much was lost.
 
 use std::collections::{HashMap, VecDeque};
-use std::fs;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
@@ -40,7 +38,7 @@ use super::access::Access;
 use super::codec::{Codec, CodecError, End, Message};
 use super::verbs::{Call, Caller, Refusal, Said, Service, Stream, excerpt};
 use super::workers::Workers;
-use crate::vdev::{Permissions, SessionError, bind};
+use crate::vdev::{SessionError, Socket};
 
 /// Clients at one time; one more is hung up on.
 pub const MAX_CLIENTS: usize = 16;
@@ -205,31 +203,27 @@ impl Client {
 
 /// A socket that operators connect to.
 struct Door {
-    path: PathBuf,
     listener: UnixListener,
     access: Access,
+    // Goes with it.
+    _socket: Socket,
 }
 
 impl Door {
-    fn open(path: &Path, permissions: &Permissions, access: Access) -> Result<Self, SessionError> {
-        let listener = bind(path, permissions)?;
-        listener
-            .set_nonblocking(true)
-            .map_err(|source| SessionError::Bind {
-                path: path.to_owned(),
-                source,
-            })?;
+    fn open(socket: Socket, access: Access) -> Result<Self, SessionError> {
+        let listener = socket.listener().and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        });
+        let listener = listener.map_err(|source| SessionError::Bind {
+            path: socket.path().to_owned(),
+            source,
+        })?;
         Ok(Self {
-            path: path.to_owned(),
             listener,
             access,
+            _socket: socket,
         })
-    }
-}
-
-impl Drop for Door {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
     }
 }
 
@@ -248,17 +242,14 @@ pub struct ControlServer {
 }
 
 impl ControlServer {
-    /// Listens on `path`, for what can be asked of `service` by those who have the permission.
+    /// Listens on `socket`, for what can be asked of `service`.
     ///
     /// # Errors
-    /// [`SessionError`], as for the socket of a vdev.
-    pub fn new(
-        path: &Path,
-        permissions: &Permissions,
-        service: Service,
-    ) -> Result<Self, SessionError> {
+    /// [`SessionError`], when the host has no descriptor or thread left.
+    pub fn new(socket: Socket, service: Service) -> Result<Self, SessionError> {
+        let path = socket.path().to_owned();
         let refused = |source: io::Error| SessionError::Bind {
-            path: path.to_owned(),
+            path: path.clone(),
             source,
         };
         let timer = timerfd_create(
@@ -268,7 +259,7 @@ impl ControlServer {
         .map_err(|cause| refused(cause.into()))?;
         let workers = Workers::new(MAX_CLIENTS).map_err(refused)?;
         Ok(Self {
-            doors: vec![Door::open(path, permissions, Access::Control)?],
+            doors: vec![Door::open(socket, Access::Control)?],
             timer,
             patience: MESSAGE_PATIENCE,
             service: Arc::new(service),
@@ -278,17 +269,12 @@ impl ControlServer {
         })
     }
 
-    /// Listens on `path` too, for those who may look and change nothing.
+    /// Listens on `socket` too, for those who may look and change nothing.
     ///
     /// # Errors
     /// [`SessionError`], as for the first socket.
-    pub fn with_monitor(
-        mut self,
-        path: &Path,
-        permissions: &Permissions,
-    ) -> Result<Self, SessionError> {
-        let door = Door::open(path, permissions, Access::Monitor)?;
-        self.doors.push(door);
+    pub fn with_monitor(mut self, socket: Socket) -> Result<Self, SessionError> {
+        self.doors.push(Door::open(socket, Access::Monitor)?);
         Ok(self)
     }
 

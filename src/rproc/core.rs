@@ -31,6 +31,7 @@ use super::firmware::{Firmware, Identities};
 use super::histogram::RelayTimes;
 use super::holders::Holder;
 use super::machine::{Driver, Later, Linger, Machine, Policies, RequestError, vdev_label};
+use super::pulse::Pulse;
 use super::resources::{Region, Resource};
 use super::status::CoreStatus;
 use super::subdevice::Subdevice;
@@ -138,6 +139,7 @@ struct Shared {
     alarm: Alarm,
     ending: AtomicBool,
     relay_times: RelayTimes,
+    pulse: Arc<Pulse>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -168,6 +170,7 @@ impl Shared {
         // In busy mode the core's own thread is to have it, and nobody else for longer than needed.
         let goes_on = by == By::Own || self.linger != Linger::Always;
         let turn = |machine: &mut Machine, work| {
+            let _driving = self.pulse.begin();
             // What was wanted is being done: the core's thread has nothing to wake up for.
             self.alarm.set(Later::Nothing);
             if work & WORK_JOB != 0 {
@@ -181,6 +184,7 @@ impl Shared {
             }
             let later = loop {
                 let later = machine.drive(&driver);
+                self.pulse.beat();
                 let again = later == Later::AtOnce && goes_on && !pending() && !overdue();
                 if !again || self.ending.load(Ordering::Relaxed) {
                     break later;
@@ -267,6 +271,7 @@ impl Core {
         let identities = machine.identities();
         let kicked = machine.kicked();
         let trace_looks = machine.trace_looks();
+        let pulse = machine.pulse();
         let shared = Arc::new(Shared {
             name: name.to_owned(),
             machine: Driven::new(machine),
@@ -276,6 +281,7 @@ impl Core {
             alarm: Alarm::new()?,
             ending: AtomicBool::new(false),
             relay_times: RelayTimes::default(),
+            pulse,
         });
         let reporter = {
             let shared = Arc::downgrade(&shared);
@@ -430,6 +436,12 @@ impl Core {
     /// Which firmware it would take; see [`check`](super::check()).
     pub fn check_options(&self) -> CheckOptions {
         self.shared.ask(|machine| machine.check_options())
+    }
+
+    /// A number that is another one the next time, unless the core has been driven all the while
+    /// and nothing has come of it; `None` while nobody drives it. Asking waits for nobody.
+    pub fn pulse(&self) -> Option<u64> {
+        self.shared.pulse.read()
     }
 
     /// How often something new was found in a trace buffer. Asking waits for nobody.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use log::{error, info, warn};
 
 use super::boot::BootPlan;
+use super::pulse::Pulse;
 use super::status::DumpCount;
 use super::timeline::micros;
 use crate::coredump::{
@@ -121,8 +122,8 @@ impl Coredumps {
         engine: &mut dyn Engine,
         plan: &BootPlan,
         firmware: Option<&Snapshot>,
-        incarnation: u32,
-        crash: &Crash,
+        (incarnation, crash): (u32, &Crash),
+        pulse: &Pulse,
     ) -> Option<Outcome> {
         let store = match (&mut self.store, self.mode) {
             (None, _) | (_, Mode::Disabled) => return None,
@@ -155,7 +156,11 @@ impl Coredumps {
         };
         dump.segments.extend(of_engine);
         let outcome = match self.mode {
-            Mode::Inline => store.save(&mut dump, &mut || ControlFlow::Continue(())),
+            Mode::Inline => store.save(&mut dump, &mut || {
+                // It may take as long as it likes, as long as it goes on.
+                pulse.beat();
+                ControlFlow::Continue(())
+            }),
             Mode::Enabled | Mode::Disabled => store.save(&mut dump, &mut within(self.patience)),
         };
         self.count(&outcome, begun.elapsed());

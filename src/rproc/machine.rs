@@ -74,6 +74,7 @@ use super::evidence::Coredumps;
 use super::firmware::{Firmware, FirmwareError, Identities};
 use super::histogram::{Histogram, RECOVERY_BOUNDS};
 use super::holders::{Holder, Holders};
+use super::pulse::Pulse;
 use super::recovery::{CrashHistory, RecoveryPolicy};
 use super::resources::{Region, Resource, resources};
 use super::status::{CoreStatus, CrashCount, VdevStatus, VringStatus};
@@ -309,6 +310,7 @@ pub struct Machine {
     /// Where the vdevs are listened for.
     sockets: Vec<Option<PathBuf>>,
     teller: Teller,
+    pulse: Arc<Pulse>,
 }
 
 impl Machine {
@@ -355,6 +357,7 @@ impl Machine {
             recovery_time: Histogram::new(&RECOVERY_BOUNDS),
             sockets,
             teller: Teller::default(),
+            pulse: Arc::default(),
         }
     }
 
@@ -372,6 +375,11 @@ impl Machine {
     /// Where guests' kicks are left before the core is driven: a bit for each vdev.
     pub(super) fn kicked(&self) -> Arc<AtomicU32> {
         self.watch.kicked()
+    }
+
+    /// What beats while it is driven.
+    pub(super) fn pulse(&self) -> Arc<Pulse> {
+        self.pulse.clone()
     }
 
     /// See [`Traces::found`].

@@ -19,6 +19,7 @@
 //! | `core` | the core's own thread, and asking a core for something |
 //! | `recovery` | whether and when a crashed core is started again |
 //! | `evidence` | what is kept of one that crashed |
+//! | `pulse` | whether whoever drives gets anywhere |
 //! | `events` | what happened, numbered, for those who watch |
 //! | `histogram` | how often something took how long |
 //! | `resources` | memory and resource table as plain values |
@@ -38,6 +39,7 @@ mod grants;
 mod histogram;
 mod holders;
 mod machine;
+mod pulse;
 mod recovery;
 mod resources;
 mod status;

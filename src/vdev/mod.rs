@@ -21,6 +21,7 @@ mod model;
 mod relay;
 mod rpmsg;
 mod session;
+mod socket;
 mod vring;
 mod words;
 
@@ -37,6 +38,7 @@ pub use rpmsg::{
     News, VIRTIO_ID_RPMSG, VIRTIO_RPMSG_F_NS,
 };
 pub use session::{Listening, Permissions, SessionError, bind};
+pub use socket::{Passed, Socket};
 pub use vring::Vring;
 
 /// Queues of a vdev, and vrings: one for each direction.

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use log::{debug, error, info, warn};
+use log::{error, info, warn};
 use nix::unistd::Group;
 use rustix::fs::{Gid, Mode, chmod, chown};
 use rustix::io::Errno;
@@ -30,6 +30,7 @@ use vhost_user_backend::{Error as BackendError, ShutdownHandle, VhostUserDaemon}
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use super::backend::{Backend, GuestFace};
+use super::socket::Socket;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -72,6 +73,12 @@ pub enum SessionError {
         path: PathBuf,
         /// What the host said.
         source: io::Error,
+    },
+    /// A socket that was passed cannot be used.
+    #[error("a socket that was passed cannot be used: {reason}")]
+    Passed {
+        /// Why not.
+        reason: String,
     },
     /// The socket cannot be made.
     #[error("cannot listen on {}", path.display())]
@@ -164,8 +171,7 @@ pub fn bind(path: &Path, permissions: &Permissions) -> Result<UnixListener, Sess
 /// A vdev that is being served on a socket. Dropping it ends the connection, if there is one,
 /// and removes the socket.
 pub struct Listening {
-    path: PathBuf,
-    listener: UnixListener,
+    socket: Socket,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -187,9 +193,17 @@ impl Listening {
         permissions: &Permissions,
         face: Arc<dyn GuestFace>,
     ) -> Result<Self, SessionError> {
-        let listener = bind(path, permissions)?;
+        Self::on(Socket::bind(path, permissions)?, face)
+    }
+
+    /// The same on a socket that is there.
+    ///
+    /// # Errors
+    /// [`SessionError::Thread`].
+    pub fn on(socket: Socket, face: Arc<dyn GuestFace>) -> Result<Self, SessionError> {
         let shared = Arc::new(Shared::default());
-        let spawned = listener.try_clone().and_then(|accepting| {
+        let spawned = socket.listener().and_then(|accepting| {
+            accepting.set_nonblocking(false)?;
             let shared = shared.clone();
             thread::Builder::new()
                 .name(face.label().to_owned())
@@ -197,18 +211,14 @@ impl Listening {
         });
         match spawned {
             Ok(thread) => Ok(Self {
-                path: path.to_owned(),
-                listener,
+                socket,
                 shared,
                 thread: Some(thread),
             }),
-            Err(source) => {
-                let _ = fs::remove_file(path);
-                Err(SessionError::Thread {
-                    path: path.to_owned(),
-                    source,
-                })
-            }
+            Err(source) => Err(SessionError::Thread {
+                path: socket.path().to_owned(),
+                source,
+            }),
         }
     }
 }
@@ -217,12 +227,7 @@ impl Drop for Listening {
     fn drop(&mut self) {
         self.shared.ending.store(true, Ordering::SeqCst);
         // Wakes the thread whether it waits for a connection or for the end of one.
-        if let Err(errno) = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both) {
-            debug!(
-                "{}: shutting the listener down: {errno}",
-                self.path.display()
-            );
-        }
+        self.socket.wake();
         if let Some(session) = &*self
             .shared
             .session
@@ -236,10 +241,9 @@ impl Drop for Listening {
         {
             error!(
                 "{}: the thread that served it has panicked",
-                self.path.display()
+                self.socket.path().display()
             );
         }
-        let _ = fs::remove_file(&self.path);
     }
 }
 

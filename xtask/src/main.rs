@@ -29,6 +29,10 @@ enum Command {
     CheckFirmware(xtask::check::Options),
     /// Build the firmware images into target/firmware
     Fw,
+    /// Make manual pages and completions for shells in target/pages
+    Pages,
+    /// Build a Debian package of all that is installed
+    Deb,
     /// Fetch and build what a guest VM needs, and print where it is
     Kit(xtask::kit::Options),
 }
@@ -41,6 +45,8 @@ fn main() -> ExitCode {
         Command::Fuzz(options) => xtask::fuzz::run(&options),
         Command::CheckFirmware(options) => xtask::check::run(&options),
         Command::Fw => xtask::firmware::run(),
+        Command::Pages => xtask::pages::run(),
+        Command::Deb => xtask::deb::run(),
         Command::Kit(options) => xtask::kit::run(&options),
     };
     match result {

@@ -74,8 +74,8 @@ impl Machine {
                 &mut *self.engine,
                 plan,
                 booted.then_some(&self.firmware.snapshot),
-                *number,
-                crash,
+                (*number, crash),
+                &self.pulse,
             );
             self.last_dump = dumped.map(|outcome| outcome.to_string());
             if let Some(dump) = &self.last_dump {

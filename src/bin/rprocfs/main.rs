@@ -1,6 +1,8 @@
 //! `rprocfs`: rprocd's cores as files. It knows only the control socket, and needs no privilege but
 //! to mount.
 
+mod arguments;
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::{self, ExitCode};
@@ -12,31 +14,9 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
+use arguments::Arguments;
 use rprocd::sysfs::fuse;
 use rprocd::sysfs::namespace::READY;
-
-/// Shows rprocd's cores as Linux shows remote processors: class/remoteproc as in /sys/class,
-/// debug/remoteproc as in /sys/kernel/debug.
-///
-/// It stays in the foreground until the folder is unmounted, or SIGTERM or SIGINT comes. For
-/// scripts with hard-coded paths see `rprocctl sysfs`.
-#[derive(Parser)]
-#[command(version, max_term_width = 80)]
-struct Arguments {
-    /// rprocd's control socket; with the monitor socket nothing can be changed
-    #[arg(
-        short,
-        long,
-        value_name = "PATH",
-        default_value = "/run/rprocd/control"
-    )]
-    socket: PathBuf,
-    /// End with the process that started this one
-    #[arg(long, hide = true)]
-    with_parent: bool,
-    /// The folder to mount on
-    mountpoint: PathBuf,
-}
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();

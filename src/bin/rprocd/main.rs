@@ -1,8 +1,11 @@
 //! `rprocd`: the daemon. Configuration, cores, sockets, then events until a signal ends it.
 
+mod arguments;
+mod logs;
+mod watchdog;
+
 use std::error::Error;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,6 +15,7 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use log::{LevelFilter, error, info, warn};
 use sd_notify::NotifyState;
 
+use arguments::{Arguments, Level};
 use rprocd::config::{Config, CoreConfig, CoredumpConfig, EngineConfig};
 use rprocd::control::{ControlServer, Service};
 use rprocd::coredump::{DumpStore, Mode, StoreError};
@@ -21,36 +25,23 @@ use rprocd::firmware::Snapshot;
 use rprocd::memory::{DeviceAddress, Ram};
 use rprocd::report::sentence;
 use rprocd::rproc::{Core, Coredumps, EventLog, Firmware, Holder, Policies};
-use rprocd::vdev::Listening;
-
-/// Owns remote cores and serves them to guest VMs over vhost-user.
-///
-/// Logs go to standard error. SIGTERM and SIGINT end it: guests are hung up on, cores are stopped,
-/// sockets are removed.
-#[derive(Parser)]
-#[command(version, max_term_width = 80)]
-struct Arguments {
-    /// The configuration (TOML)
-    #[arg(
-        short,
-        long,
-        value_name = "FILE",
-        default_value = "/etc/rprocd/rprocd.toml"
-    )]
-    config: PathBuf,
-    /// Check the configuration and the firmware it names, start nothing
-    #[arg(long)]
-    check_config: bool,
-    /// What to log: error, warn, info, debug, trace, off
-    #[arg(long, value_name = "LEVEL", default_value = "info")]
-    log_level: LevelFilter,
-}
+use rprocd::vdev::{Listening, Passed, Socket};
+use watchdog::Watchdog;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    env_logger::Builder::new()
-        .filter_level(arguments.log_level)
-        .init();
+    if arguments.print_capabilities {
+        println!("{CAPABILITIES}");
+        return ExitCode::SUCCESS;
+    }
+    logs::begin(match arguments.log_level {
+        Level::Off => LevelFilter::Off,
+        Level::Error => LevelFilter::Error,
+        Level::Warn => LevelFilter::Warn,
+        Level::Info => LevelFilter::Info,
+        Level::Debug => LevelFilter::Debug,
+        Level::Trace => LevelFilter::Trace,
+    });
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => {
@@ -61,7 +52,9 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
-    let config = Config::load(&arguments.config)?;
+    let mut config = Config::load(&arguments.config)?;
+    let mut passed = Passed::from_systemd()?;
+    let mut for_the_guest = guest_socket(arguments, &mut config)?;
     let mut prepared = Vec::new();
     for core in &config.cores {
         prepared.push(prepare(&config, core).map_err(|cause| about(core, cause))?);
@@ -105,9 +98,14 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         for (index, vdev) in config.vdevs.iter().enumerate() {
             if let Some(face) = core.face(index, vdev.announce) {
                 let label = face.label().to_owned();
-                listening.push(Listening::start(&vdev.socket, &vdev.permissions, face)?);
-                core.set_socket(index, std::path::absolute(&vdev.socket)?);
-                info!("{label}: listening on {}", vdev.socket.display());
+                let socket = match for_the_guest.take() {
+                    Some(socket) => socket,
+                    None => passed.take_or_bind(&vdev.socket, &vdev.permissions)?,
+                };
+                let path = std::path::absolute(socket.path()).unwrap_or_default();
+                info!("{label}: listening on {}", path.display());
+                core.set_socket(index, path);
+                listening.push(Listening::on(socket, face)?);
             }
         }
         if config.auto_boot {
@@ -127,13 +125,27 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
             events: log.clone(),
             firmware_directory: config.firmware_directory.clone(),
         };
-        let mut server = ControlServer::new(&control.socket, &control.permissions, service)?;
+        let socket = passed.take_or_bind(&control.socket, &control.permissions)?;
+        let mut server = ControlServer::new(socket, service)?;
         info!("control: listening on {}", control.socket.display());
         if let Some((monitor, permissions)) = &control.monitor {
-            server = server.with_monitor(monitor, permissions)?;
+            server = server.with_monitor(passed.take_or_bind(monitor, permissions)?)?;
             info!("control: listening on {}, for looking", monitor.display());
         }
         events.add_subscriber(Arc::new(Mutex::new(server)));
+    }
+    if let Some(path) = passed.left().next() {
+        return Err(format!(
+            "systemd passes a socket at {}, and nothing in {} listens there; give both the same \
+             path",
+            path.display(),
+            arguments.config.display()
+        )
+        .into());
+    }
+    if let Some(limit) = sd_notify::watchdog_enabled() {
+        let watchdog = Watchdog::new(limit, cores.clone())?;
+        events.add_subscriber(Arc::new(Mutex::new(watchdog)));
     }
     info!("ready");
     tell_systemd(&[
@@ -149,6 +161,39 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     drop(listening);
     drop(events);
     Ok(())
+}
+
+/// What QEMU's `docs/interop/vhost-user.json` has of us: it needs to know no more than the type.
+const CAPABILITIES: &str = r#"{"type": "rpmsg", "features": []}"#;
+
+/// The socket that the command line names for the guest, in place of the configured one.
+fn guest_socket(
+    arguments: &Arguments,
+    config: &mut Config,
+) -> Result<Option<Socket>, Box<dyn Error>> {
+    if arguments.fd.is_none() && arguments.socket_path.is_none() {
+        return Ok(None);
+    }
+    let [core] = &mut config.cores[..] else {
+        let cores = config.cores.len();
+        return Err(format!(
+            "--fd and --socket-path are for a configuration of one core, and {} has {cores}",
+            arguments.config.display()
+        )
+        .into());
+    };
+    let [vdev] = &mut core.vdevs[..] else {
+        return Err(format!(
+            "--fd and --socket-path are for a core with one vdev, and {} has {}",
+            core.name,
+            core.vdevs.len()
+        )
+        .into());
+    };
+    if let Some(path) = &arguments.socket_path {
+        vdev.socket.clone_from(path);
+    }
+    Ok(arguments.fd.map(Socket::from_number).transpose()?)
 }
 
 /// Tells systemd, if it is what started us.
