@@ -42,6 +42,7 @@ mod in_process;
 mod lifecycle;
 mod operator;
 mod packaging;
+mod promises;
 mod rows;
 mod rprocctl;
 mod running;
