@@ -362,3 +362,20 @@ fn a_flood_of_trace_text_delays_nobody_for_long() {
     assert_eq!(answers[1].payload, b"pong");
     assert_eq!(daemon.status()[0].state, "running");
 }
+
+/// A firmware that dies again and again has its lines, and not a disk full of them.
+#[test]
+fn a_firmware_that_dies_all_the_time_fills_no_log() {
+    let (daemon, vmm, mut driver, _) = started("chaos", EAGER, true);
+    for _ in 0..200 {
+        assert!(daemon.rprocctl(&["crash", "core"]).status.success());
+    }
+    // What is asked by an operator is all there; what the core says of it is not.
+    let log = daemon.log();
+    assert_eq!(log.matches("io.rprocd.Crash core").count(), 200);
+    let crashes = log.matches("operator had it crash").count();
+    assert!((32..100).contains(&crashes), "{crashes}");
+    assert!(!log.contains("crash #150"));
+    vmm.settle().unwrap();
+    let _ = driver.recv_within(Duration::ZERO);
+}
