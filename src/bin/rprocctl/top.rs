@@ -195,8 +195,7 @@ fn text(daemon: &Daemon, before: &Look, now: &Look, screen: &Screen) -> String {
         text.push_str(&vdevs.text(screen));
         text.push('\n');
     }
-    let help = "IN: from guests to the core. OUT: to guests. RELAY: at most so long, for nine of \
-                ten kicks. q ends it.";
+    let help = "q: end   IN: to the core   OUT: to guests   RELAY: of 10 kicks, 9 take at most";
     text.push_str(&screen.paint("2", &screen.cut(help)));
     text.push('\n');
     text
