@@ -4,7 +4,9 @@
 //! daemon does (see `operator`).
 
 use std::fs::{self, File};
-use std::os::fd::OwnedFd;
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::linux::fs::MetadataExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -13,6 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rprocd::control::client::Connection;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -50,10 +53,14 @@ fn systemd_hears_when_the_daemon_is_ready_and_when_it_ends() {
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let variable = format!("NOTIFY_SOCKET={}", path.display());
     let mut daemon = Daemon::start_under(&["env", &variable], &[Core::default()]);
-    let next = || {
+    let next = || loop {
         let mut bytes = [0; 512];
         let len = socket.recv(&mut bytes).unwrap();
-        String::from_utf8(bytes[..len].to_vec()).unwrap()
+        let said = String::from_utf8(bytes[..len].to_vec()).unwrap();
+        // What it gives systemd to keep is told of elsewhere.
+        if !said.starts_with("FDSTORE") {
+            break said;
+        }
     };
     let said = next();
     assert!(said.lines().any(|line| line == "READY=1"), "{said}");
@@ -285,4 +292,61 @@ fn in_the_journal_a_line_has_a_priority_and_no_time() {
     // Somebody else's journal.
     let line = run(format!("{}:{}", stat.st_dev(), stat.st_ino() + 1));
     assert!(line.starts_with('['), "{line}");
+}
+
+#[test]
+fn memory_of_a_daemon_that_was_killed_is_dumped_by_the_next_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let variable = format!("NOTIFY_SOCKET={}", path.display());
+    let settings = "[core.coredump]\nmode = \"enabled\"\ndirectory = \".\"";
+    let core = || Core {
+        settings,
+        ..Core::default()
+    };
+    let mut daemon = Daemon::start_under(&["env", &variable], &[core()]);
+    // systemd keeps what it is given under a name.
+    let memory = loop {
+        let mut bytes = [0; 512];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received = recvmsg(
+            &socket,
+            &mut [IoSliceMut::new(&mut bytes)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        )
+        .unwrap();
+        let said = String::from_utf8(bytes[..received.bytes].to_vec()).unwrap();
+        if said.contains("FDSTORE=1") {
+            assert!(said.contains("FDNAME=ram-echo"), "{said}");
+            let Some(RecvAncillaryMessage::ScmRights(mut fds)) = control.drain().next() else {
+                panic!("{said} came without a descriptor");
+            };
+            break fds.next().unwrap();
+        }
+    };
+    let pid = Pid::from_raw(daemon.pid().cast_signed()).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+    daemon.wait_for_end().unwrap();
+    // It gives it back to the next one, as descriptor 3.
+    rustix::io::fcntl_setfd(&memory, rustix::io::FdFlags::empty()).unwrap();
+    let give = format!(
+        "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=ram-echo exec \"$0\" \"$@\" 3<&{}",
+        memory.as_raw_fd()
+    );
+    let next = daemon.again_under(&["sh", "-c", &give]);
+    let list = next.rprocctl(&["coredump", "list", "echo", "--json"]);
+    let list: Value = serde_json::from_slice(&list.stdout).unwrap();
+    let name = list[0]["name"].as_str().unwrap();
+    assert_eq!(list[0]["complete"], true, "{list}");
+    let dump = fs::read(next.socket("control").parent().unwrap().join(name)).unwrap();
+    let has = |text: &[u8]| dump.windows(text.len()).any(|it| it == text);
+    assert!(has(b"rprocd ended without a word"));
+    // What the firmware had traced when it was cut off.
+    assert!(has(b"incarnation 1"));
+    next.wait_for_log("left behind by an rprocd");
+    assert_eq!(next.status()[0].state, "running");
 }

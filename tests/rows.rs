@@ -25,6 +25,7 @@ const CONTROL: &str = include_str!("control.rs");
 const WATCHING: &str = include_str!("watching.rs");
 const OPERATORS: &str = include_str!("hostile_operators.rs");
 const DUMPS: &str = include_str!("dumps.rs");
+const PACKAGING: &str = include_str!("packaging.rs");
 const SYSFS: &str = include_str!("sysfs.rs");
 const DUMP_FOLDER: &str = include_str!("coredump/folder.rs");
 
@@ -520,10 +521,16 @@ const ROWS: &[Row] = &[
     (
         74,
         "SIGKILL in every state",
-        &[(
-            OPERATORS,
-            &["a_daemon_that_is_killed_in_any_state_leaves_nothing_that_the_next_one_minds"],
-        )],
+        &[
+            (
+                OPERATORS,
+                &["a_daemon_that_is_killed_in_any_state_leaves_nothing_that_the_next_one_minds"],
+            ),
+            (
+                PACKAGING,
+                &["memory_of_a_daemon_that_was_killed_is_dumped_by_the_next_one"],
+            ),
+        ],
     ),
     (
         75,

@@ -1,11 +1,13 @@
 //! A core's RAM: one sealed memfd, mapped once.
 
 use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use rustix::fs::{
-    FallocateFlags, MemfdFlags, SealFlags, SeekFrom, fallocate, fcntl_add_seals, memfd_create,
+    FallocateFlags, MemfdFlags, SealFlags, SeekFrom, fallocate, fcntl_add_seals, fcntl_get_seals,
+    memfd_create,
 };
 use thiserror::Error;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
@@ -16,6 +18,12 @@ use super::DeviceAddress;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum MemoryError {
+    /// What is said to be an older core's RAM is none.
+    #[error("the memory that was left behind cannot be used: {reason}")]
+    LeftBehind {
+        /// Why not.
+        reason: String,
+    },
     /// The size is not a positive multiple of the page size, or ends past 4 GiB.
     #[error(
         "memory of {len:#x} bytes at {base} is refused: \
@@ -190,6 +198,42 @@ impl Ram {
             region,
             pages,
         }))
+    }
+
+    /// RAM that a process before this one left behind, for looking at it.
+    ///
+    /// # Errors
+    /// [`MemoryError::LeftBehind`] if it is none of ours; [`MemoryError::Map`].
+    pub fn left_behind(base: DeviceAddress, memory: OwnedFd) -> Result<Arc<Self>, MemoryError> {
+        let refused = |reason: String| MemoryError::LeftBehind { reason };
+        let look = |cause: rustix::io::Errno| refused(format!("it is no memfd: {cause}"));
+        // Without these an access could fault.
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        if !fcntl_get_seals(&memory).map_err(look)?.contains(seals) {
+            return Err(refused("its size can change".to_owned()));
+        }
+        let size = rustix::fs::fstat(&memory).map_err(look)?.st_size;
+        let len = u64::try_from(size).unwrap_or(0);
+        let end = base.checked_add(len);
+        if len == 0
+            || !len.is_multiple_of(Self::PAGE)
+            || end.is_none_or(|end| end.0 > Self::END_OF_32_BITS)
+        {
+            return Err(refused(format!("it has {len} bytes")));
+        }
+        let bytes = usize::try_from(len).map_err(|_| MemoryError::Shape { base, len })?;
+        let region = MmapRegion::from_file(FileOffset::new(File::from(memory), 0), bytes)
+            .map_err(|source| MemoryError::Map { len, source })?;
+        Ok(Arc::new(Self {
+            base,
+            region,
+            pages: Pages::Normal,
+        }))
+    }
+
+    /// The memory itself, for somebody who is to keep it when this process is gone.
+    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.region.file_offset().map(|it| it.file().as_fd())
     }
 
     /// First device address.

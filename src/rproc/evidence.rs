@@ -15,8 +15,8 @@ use super::pulse::Pulse;
 use super::status::DumpCount;
 use super::timeline::micros;
 use crate::coredump::{
-    Dump, DumpStore, FirmwareId, Limits, Mode, Outcome, Segment, Source, StoreError, StoredDump,
-    Style, within,
+    Class, Dump, DumpStore, FirmwareId, Limits, Mode, Outcome, Segment, Source, StoreError,
+    StoredDump, Style, within,
 };
 use crate::engine::{Crash, Engine, Evidence};
 use crate::firmware::Snapshot;
@@ -76,6 +76,47 @@ impl Coredumps {
     /// In which mode.
     pub fn mode(&self) -> Mode {
         self.mode
+    }
+
+    /// Writes what a process before this one left behind of a core's memory when it ended without
+    /// a word. Of registers nothing is known. Returns what became of it, unless none was wanted.
+    pub fn save_left_behind(
+        &mut self,
+        core: &str,
+        memory: &Ram,
+        class: Class,
+        machine: u16,
+    ) -> Option<Outcome> {
+        let store = match (&mut self.store, self.mode) {
+            (None, _) | (_, Mode::Disabled) => return None,
+            (Some(store), Mode::Enabled | Mode::Inline) => store,
+        };
+        if memory.untouched_from(memory.base(), memory.len()) == memory.len() {
+            // It was never booted.
+            return None;
+        }
+        let begun = Instant::now();
+        let mut dump = Dump {
+            incarnation: 0,
+            time: SystemTime::now(),
+            reason: "rprocd ended without a word; this is the core's memory as it was then",
+            firmware: None,
+            class,
+            machine,
+            boot: DeviceAddress(0),
+            registers: None,
+            segments: vec![Segment {
+                name: "ram".to_owned(),
+                da: memory.base(),
+                len: memory.len(),
+                source: Source::Memory(memory),
+            }],
+            style: self.style,
+        };
+        let outcome = store.save(&mut dump, &mut within(self.patience));
+        self.count(&outcome, begun.elapsed());
+        warn!("{core}: left behind by an rprocd that ended without a word: {outcome}");
+        Some(outcome)
     }
 
     /// Another mode. Says whether that can be: without a place there are no dumps.

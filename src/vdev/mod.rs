@@ -38,7 +38,7 @@ pub use rpmsg::{
     News, VIRTIO_ID_RPMSG, VIRTIO_RPMSG_F_NS,
 };
 pub use session::{Listening, Permissions, SessionError, bind};
-pub use socket::{Passed, Socket};
+pub use socket::{MEMORY_NAME, Passed, Socket};
 pub use vring::Vring;
 
 /// Queues of a vdev, and vrings: one for each direction.

@@ -75,14 +75,7 @@ impl Socket {
     /// # Errors
     /// As [`Socket::from_passed`].
     pub fn from_number(number: RawFd) -> Result<Self, SessionError> {
-        let refused = |reason: String| SessionError::Passed { reason };
-        // Whether there is such a descriptor is asked by way of its name: nothing is taken by that.
-        if fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_err() {
-            return Err(refused(format!("there is no descriptor {number}")));
-        }
-        // SAFETY: it is open, as was just seen. It is owned by nobody else: who started the process
-        // passed it by its number, and the caller vouches that it takes each number once.
-        Self::from_passed(unsafe { OwnedFd::from_raw_fd(number) })
+        Self::from_passed(take(number)?)
     }
 
     /// Where it is; empty if a socket that was passed has no path.
@@ -124,9 +117,29 @@ impl Drop for Socket {
     }
 }
 
-/// Sockets that were passed, until each is asked for by its path.
+/// Takes a descriptor that was passed by its number.
+fn take(number: RawFd) -> Result<OwnedFd, SessionError> {
+    // Whether there is such a descriptor is asked by way of its name: nothing is taken by that.
+    if fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_err() {
+        return Err(SessionError::Passed {
+            reason: format!("there is no descriptor {number}"),
+        });
+    }
+    // SAFETY: it is open, as was just seen. It is owned by nobody else: who started the process
+    // passed it by its number, and each number is taken once, at the start.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// What the name of a core's memory begins with, where systemd keeps it.
+pub const MEMORY_NAME: &str = "ram-";
+
+/// Descriptors that were passed, until each is asked for: sockets by their paths, memory that a
+/// process before this one left behind by its core's name.
 #[derive(Default, Debug)]
-pub struct Passed(Vec<Socket>);
+pub struct Passed {
+    sockets: Vec<Socket>,
+    memories: Vec<(String, OwnedFd)>,
+}
 
 impl Passed {
     /// Those that systemd passes (`sd_listen_fds(3)`). To be called once.
@@ -134,16 +147,23 @@ impl Passed {
     /// # Errors
     /// [`SessionError::Passed`] if one is no Unix stream socket that listens.
     pub fn from_systemd() -> Result<Self, SessionError> {
-        let numbers = sd_notify::listen_fds().map_err(|cause| SessionError::Passed {
+        let passed = sd_notify::listen_fds_with_names().map_err(|cause| SessionError::Passed {
             reason: format!("what systemd says of them is not understood: {cause}"),
         })?;
-        let sockets: Result<_, _> = numbers.map(Socket::from_number).collect();
-        sockets.map(Self)
+        let mut found = Self::default();
+        for (number, name) in passed {
+            match name.strip_prefix(MEMORY_NAME) {
+                Some(core) => found.memories.push((core.to_owned(), take(number)?)),
+                None => found.sockets.push(Socket::from_number(number)?),
+            }
+        }
+        Ok(found)
     }
 
-    /// One more.
-    pub fn add(&mut self, socket: Socket) {
-        self.0.push(socket);
+    /// The memory that a process before this one left behind for a core.
+    pub fn take_memory(&mut self, core: &str) -> Option<OwnedFd> {
+        let place = self.memories.iter().position(|(name, _)| name == core)?;
+        Some(self.memories.swap_remove(place).1)
     }
 
     /// The socket that was passed for `path`, or one that is made there.
@@ -163,14 +183,14 @@ impl Passed {
                     (Ok(other), Ok(path)) if other == path
                 )
         };
-        match self.0.iter().position(|socket| same(&socket.path)) {
-            Some(place) => Ok(self.0.swap_remove(place)),
+        match self.sockets.iter().position(|socket| same(&socket.path)) {
+            Some(place) => Ok(self.sockets.swap_remove(place)),
             None => Socket::bind(path, permissions),
         }
     }
 
     /// The paths that nobody has asked for.
     pub fn left(&self) -> impl Iterator<Item = &Path> {
-        self.0.iter().map(Socket::path)
+        self.sockets.iter().map(Socket::path)
     }
 }

@@ -110,7 +110,12 @@ impl Daemon {
 
     /// Another one in the same folder, with the same configuration.
     pub fn again(&self) -> Self {
-        Self::launch(&[], Arc::clone(&self.folder))
+        self.again_under(&[])
+    }
+
+    /// The same, with a command that becomes rprocd.
+    pub fn again_under(&self, wrapper: &[&str]) -> Self {
+        Self::launch(wrapper, Arc::clone(&self.folder))
     }
 
     fn launch(wrapper: &[&str], folder: Arc<TempDir>) -> Self {

@@ -5,6 +5,7 @@ mod logs;
 mod watchdog;
 
 use std::error::Error;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,14 +19,14 @@ use sd_notify::NotifyState;
 use arguments::{Arguments, Level};
 use rprocd::config::{Config, CoreConfig, CoredumpConfig, EngineConfig};
 use rprocd::control::{ControlServer, Service};
-use rprocd::coredump::{DumpStore, Mode, StoreError};
-use rprocd::engine::Engine;
+use rprocd::coredump::{Class, DumpStore, Mode, StoreError};
 use rprocd::engine::rv32::{Rv32, board};
+use rprocd::engine::{Engine, ImageRules};
 use rprocd::firmware::Snapshot;
 use rprocd::memory::{DeviceAddress, Ram};
 use rprocd::report::sentence;
 use rprocd::rproc::{Core, Coredumps, EventLog, Firmware, Holder, Policies};
-use rprocd::vdev::{Listening, Passed, Socket};
+use rprocd::vdev::{Listening, MEMORY_NAME, Passed, Socket};
 use watchdog::Watchdog;
 
 fn main() -> ExitCode {
@@ -80,12 +81,17 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
 
     let mut cores = Vec::new();
     for (core, (engine, firmware)) in config.cores.iter().zip(prepared) {
+        let mut dumps = coredumps(core).map_err(|cause| about(core, cause.into()))?;
+        if let Some(memory) = passed.take_memory(&core.name) {
+            save_left_behind(core, memory, &mut dumps);
+        }
+        keep_memory(&core.name, engine.ram());
         cores.push(Core::new(
             &core.name,
             engine,
             firmware,
             policies(core),
-            coredumps(core).map_err(|cause| about(core, cause.into()))?,
+            dumps,
         )?);
     }
     let cores = Arc::new(cores);
@@ -160,6 +166,10 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     // Guests first, then the control socket, then the cores.
     drop(listening);
     drop(events);
+    for core in &config.cores {
+        // What ends with a word leaves nothing to look at.
+        forget_memory(&core.name);
+    }
     Ok(())
 }
 
@@ -194,6 +204,35 @@ fn guest_socket(
         vdev.socket.clone_from(path);
     }
     Ok(arguments.fd.map(Socket::from_number).transpose()?)
+}
+
+/// Writes a coredump of the memory that an rprocd before this one left behind.
+fn save_left_behind(core: &CoreConfig, memory: OwnedFd, dumps: &mut Coredumps) {
+    let EngineConfig::Rv32 { .. } = core.engine;
+    let base = DeviceAddress(u64::from(board::ram::BASE));
+    let machine = ImageRules::RV32.machine.map_or(0, |(machine, _)| machine);
+    match Ram::left_behind(base, memory) {
+        Ok(ram) => drop(dumps.save_left_behind(&core.name, &ram, Class::Elf32, machine)),
+        Err(cause) => warn!("{}: {}", core.name, sentence(&cause)),
+    }
+}
+
+/// Gives a core's memory to systemd, which gives it back if this process ends without a word.
+fn keep_memory(core: &str, ram: &Ram) {
+    forget_memory(core);
+    let name = format!("{MEMORY_NAME}{core}");
+    let what = [NotifyState::FdStore, NotifyState::FdName(&name)];
+    if let Some(file) = ram.file()
+        && let Err(cause) = sd_notify::notify_with_fds(&what, &[file])
+    {
+        warn!("systemd cannot be given the memory of {core}: {cause}");
+    }
+}
+
+/// Has systemd let go of a core's memory.
+fn forget_memory(core: &str) {
+    let name = format!("{MEMORY_NAME}{core}");
+    tell_systemd(&[NotifyState::FdStoreRemove, NotifyState::FdName(&name)]);
 }
 
 /// Tells systemd, if it is what started us.
