@@ -142,7 +142,7 @@ fn a_watcher_that_does_not_read_loses_counted_events_and_the_daemon_keeps_nothin
         assert!(next(other).events.is_empty());
     }
     // More than the log and the connection's buffers in the kernel take together.
-    let goal = first + 40 * EVENTS_KEPT as u64;
+    let goal = first + 8 * EVENTS_KEPT as u64;
     let mut told = first;
     while told < goal {
         for _ in 0..50 {
@@ -203,20 +203,26 @@ fn a_change_that_is_asked_with_more_tells_how_it_goes_on() {
     assert_eq!(steps.last().unwrap(), "state running");
 }
 
-#[test]
-fn while_one_call_waits_for_a_core_others_are_answered() {
-    let served = Served::new(engine(), Policies::default());
+/// A start that the engine is in the middle of, until it is told to go on.
+fn held_start(served: &Served, parameters: &Value) -> (mpsc::Sender<()>, Connection) {
     let (go, wait) = mpsc::channel::<()>();
     let (tell, begun) = mpsc::channel();
     served.journal.at_next(Op::Start, move || {
         tell.send(()).unwrap();
         let _ = wait.recv_timeout(PATIENCE);
     });
-    let mut starting = connection(&served);
+    let mut starting = connection(served);
     starting
-        .send("io.rprocd.Start", &this(), false, &[])
+        .send("io.rprocd.Start", parameters, false, &[])
         .unwrap();
     begun.recv_timeout(PATIENCE).unwrap();
+    (go, starting)
+}
+
+#[test]
+fn while_one_call_waits_for_a_core_others_are_answered() {
+    let served = Served::new(engine(), Policies::default());
+    let (go, mut starting) = held_start(&served, &this());
     // The core is not there for anybody now, but the daemon is.
     let mut client = served.connect();
     let info = client.call("org.varlink.service.GetInfo", &json!({}));
@@ -229,18 +235,8 @@ fn while_one_call_waits_for_a_core_others_are_answered() {
 #[test]
 fn a_client_that_leaves_while_its_call_is_on_its_way_holds_nothing() {
     let served = Served::new(engine(), Policies::default());
-    let (go, wait) = mpsc::channel::<()>();
-    let (tell, begun) = mpsc::channel();
-    served.journal.at_next(Op::Start, move || {
-        tell.send(()).unwrap();
-        let _ = wait.recv_timeout(PATIENCE);
-    });
-    let mut starting = connection(&served);
-    let parameters = json!({ "core": "core", "whileConnected": true });
-    starting
-        .send("io.rprocd.Start", &parameters, false, &[])
-        .unwrap();
-    begun.recv_timeout(PATIENCE).unwrap();
+    let held = json!({ "core": "core", "whileConnected": true });
+    let (go, starting) = held_start(&served, &held);
     drop(starting);
     go.send(()).unwrap();
     lifecycle::wait_for(&served.cores[0], "offline");
@@ -438,17 +434,7 @@ fn a_watcher_that_hangs_up_makes_room_for_another() {
 #[test]
 fn a_driver_that_gets_nowhere_is_seen_without_waiting_for_it() {
     let served = Served::new(engine(), Policies::default());
-    let (go, wait) = mpsc::channel::<()>();
-    let (tell, begun) = mpsc::channel();
-    served.journal.at_next(Op::Start, move || {
-        tell.send(()).unwrap();
-        let _ = wait.recv_timeout(PATIENCE);
-    });
-    let mut starting = connection(&served);
-    starting
-        .send("io.rprocd.Start", &this(), false, &[])
-        .unwrap();
-    begun.recv_timeout(PATIENCE).unwrap();
+    let (go, mut starting) = held_start(&served, &this());
     let core = &served.cores[0];
     let pulse = core.pulse();
     assert!(pulse.is_some());
