@@ -334,7 +334,7 @@ fn memory_of_a_daemon_that_was_killed_is_dumped_by_the_next_one() {
     // It gives it back to the next one, as descriptor 3.
     rustix::io::fcntl_setfd(&memory, rustix::io::FdFlags::empty()).unwrap();
     let give = format!(
-        "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=ram-echo exec \"$0\" \"$@\" 3<&{}",
+        "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=ram-echo exec \"$0\" \"$@\" 3<>/proc/self/fd/{}",
         memory.as_raw_fd()
     );
     let next = daemon.again_under(&["sh", "-c", &give]);

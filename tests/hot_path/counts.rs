@@ -93,6 +93,8 @@ fn a_round_trip_between_sleepers_wakes_one_thread_of_the_daemon_and_the_guest_on
     let (daemon, _vmm, mut bursts) = daemon();
     for burst in [1, 32, 256] {
         bursts.exchange(1, burst);
+        // Its threads have all come to where they wait, those that it has just started too.
+        until_asleep(&daemon);
         let (before, counts) = (Usage::of(daemon.pid()), bursts.counts());
         for _ in 0..ROUNDS {
             until_asleep(&daemon);
