@@ -4,6 +4,7 @@ use rprocd::rproc::Policies;
 use stats_alloc::{Region, Stats};
 
 use crate::frontend::process::firmware_dir;
+use crate::frontend::usage::{Usage, at_rest, others_asleep};
 use crate::in_process::{serve_native, serve_rv32, socket};
 use crate::{ALLOCATOR, guest};
 
@@ -15,6 +16,8 @@ fn allocates_nothing(socket: &std::path::Path) {
     let (_vmm, mut bursts) = guest(socket);
     for burst in [1, 32, 256] {
         bursts.exchange(WARM_UP, burst);
+        // Whoever set the session up has let go of what that took.
+        at_rest(others_asleep, Usage::of_our_other_threads);
         let region = Region::new(ALLOCATOR);
         bursts.exchange(MESSAGES.div_ceil(burst.into()), burst);
         let changed = region.change();
