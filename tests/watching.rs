@@ -100,6 +100,38 @@ fn who_watches_is_told_each_change_in_order_and_with_a_number_of_its_own() {
 }
 
 #[test]
+fn events_are_told_in_lots_however_fast_they_happen() {
+    /// What `control::server` gathers for.
+    const PERIOD: Duration = Duration::from_millis(10);
+    /// Events of one answer.
+    const MOST: u64 = 128;
+    let served = Served::new(engine(), Policies::default());
+    let begun = Instant::now();
+    let mut watcher = watch(&served, None);
+    let first = next(&mut watcher).next;
+    let mut client = served.connect();
+    for _ in 0..100 {
+        client.done("Start", &this());
+        client.done("Stop", &this());
+    }
+    let end = end(&mut client);
+    let (mut tellings, mut seen) = (0, first);
+    while seen < end {
+        let excerpt = next(&mut watcher);
+        assert_eq!(excerpt.lost, 0);
+        seen = excerpt.next;
+        tellings += 1;
+    }
+    assert!(end - first > 1000);
+    let periods = begun.elapsed().as_micros() / PERIOD.as_micros();
+    let full = u128::from((end - first) / MOST);
+    assert!(
+        tellings <= periods + 1 + full,
+        "{tellings} in {periods} periods, of which {full} may be full"
+    );
+}
+
+#[test]
 fn from_a_list_on_nothing_is_missed() {
     let served = Served::new(engine(), Policies::default());
     #[derive(Deserialize)]

@@ -8,7 +8,8 @@
 //! are as many as clients.
 //!
 //! A client that is told of events has no queue: when it has taken what it was given, it is given
-//! what the log has then, and how much was lost.
+//! what the log has then, and how much was lost. Events are told in lots: from the first of one on,
+//! the log wakes nobody until it is time to tell them all.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
@@ -44,6 +45,9 @@ use crate::vdev::{SessionError, Socket};
 pub const MAX_CLIENTS: usize = 16;
 /// How long a message may take from its first byte to its last.
 pub const MESSAGE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long events are gathered before those who watch are told: one change of a core is some
+/// fifteen of them, and each telling takes a CPU from somebody, as often as there are watchers.
+const EVENTS_PERIOD: Duration = Duration::from_millis(10);
 /// How often those who follow a trace are told what is new in it.
 const TRACE_PERIOD: Duration = Duration::from_millis(100);
 /// Bytes read at a time.
@@ -231,8 +235,11 @@ impl Door {
 /// connections.
 pub struct ControlServer {
     doors: Vec<Door>,
-    /// Runs out when a message has taken too long, or it is time to look at a trace.
+    /// Runs out when a message has taken too long, or it is time to tell events or to look at a
+    /// trace.
     timer: OwnedFd,
+    /// When the first event happened that has not been told.
+    untold: Option<Instant>,
     patience: Duration,
     service: Arc<Service>,
     clients: HashMap<i32, Client>,
@@ -261,6 +268,7 @@ impl ControlServer {
         Ok(Self {
             doors: vec![Door::open(socket, Access::Control)?],
             timer,
+            untold: None,
             patience: MESSAGE_PATIENCE,
             service: Arc::new(service),
             clients: HashMap::new(),
@@ -405,11 +413,15 @@ impl ControlServer {
     /// What the loop is to be woken for next.
     fn set_wakings(&mut self) {
         let clients = || self.clients.values();
-        self.service.events.set_watched(clients().any(is_watching));
+        let watched = self.untold.is_none() && clients().any(is_watching);
+        self.service.events.set_watched(watched);
+        let events = self
+            .untold
+            .map(|it| EVENTS_PERIOD.saturating_sub(it.elapsed()));
         let begun = clients().filter_map(|it| it.begun).min();
         let message = begun.map(|begun| self.patience.saturating_sub(begun.elapsed()));
         let traces = clients().any(|it| matches!(it.work, Work::Stream(Stream::Trace { .. }, _)));
-        let left = [message, traces.then_some(TRACE_PERIOD)];
+        let left = [events, message, traces.then_some(TRACE_PERIOD)];
         // All zeroes stop it, so it runs for a nanosecond at least.
         let left = left.into_iter().flatten().min();
         let left = left.map(|left| left.max(Duration::from_nanos(1)));
@@ -539,12 +551,17 @@ impl MutEventSubscriber for ControlServer {
         } else if fd == self.timer.as_raw_fd() {
             let _ = rustix::io::read(&self.timer, &mut [0u8; 8]);
             self.end_messages(ops);
+            let is_due = |it: Instant| it.elapsed() >= EVENTS_PERIOD;
+            if self.untold.take_if(|it| is_due(*it)).is_some() {
+                // What happens while they are told rings again.
+                self.service.events.set_watched(true);
+            }
             self.tell_watchers(ops);
         } else if fd == self.workers.bell().as_raw_fd() {
             self.take_finished(ops);
         } else if fd == self.service.events.bell().as_raw_fd() {
             self.service.events.heard();
-            self.tell_watchers(ops);
+            self.untold.get_or_insert_with(Instant::now);
         } else {
             let set = events.event_set();
             let listens = self.clients.get(&fd).is_some_and(Client::listens);
@@ -720,6 +737,9 @@ fn begin(
         Ok(()) => match service.stream(&call) {
             Err(refusal) => Some(Err(refusal)),
             Ok(Some(stream)) => {
+                // In front of the first look at the log, or nobody would ring for what happens
+                // behind it.
+                service.events.set_watched(true);
                 client.work = Work::Stream(stream, end);
                 return Ok(());
             }
