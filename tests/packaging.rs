@@ -80,40 +80,84 @@ fn packaged(name: &str) -> PathBuf {
         .join(name)
 }
 
-#[test]
-fn a_socket_that_is_passed_is_used_and_stays() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name);
+/// Configures a daemon with one core in `folder`.
+fn configure(folder: &Path) {
     let config = format!(
         "firmware-directory = {:?}\n[control]\nsocket = {:?}\n[[core]]\nname = \"echo\"\n\
          engine = \"rv32\"\nfirmware = \"echo.elf\"\n[[core.vdev]]\nsocket = {:?}\n",
         firmware_dir(),
-        path("control"),
-        path("vdev"),
+        folder.join("control"),
+        folder.join("vdev"),
     );
-    fs::write(path("rprocd.toml"), config).unwrap();
-    let activate = |sockets: &[&str]| {
-        let mut command = Command::new("systemd-socket-activate");
-        for socket in sockets {
-            command.arg("--listen").arg(path(socket));
-        }
-        command.arg(env!("CARGO_BIN_EXE_rprocd")).arg("--config");
-        command.arg(path("rprocd.toml")).stderr(Stdio::null());
-        command.spawn()
-    };
-    let mut daemon = match activate(&["control", "vdev"]) {
+    fs::write(folder.join("rprocd.toml"), config).unwrap();
+}
+
+/// The daemon of `folder`, which starts when somebody connects to one of the sockets; nothing if
+/// nobody here passes sockets.
+fn activate(folder: &Path, sockets: &[&str]) -> Option<Child> {
+    let mut command = Command::new("systemd-socket-activate");
+    for socket in sockets {
+        command.arg("--listen").arg(folder.join(socket));
+    }
+    command.arg(env!("CARGO_BIN_EXE_rprocd")).arg("--config");
+    command
+        .arg(folder.join("rprocd.toml"))
+        .stderr(Stdio::null());
+    let daemon = match command.spawn() {
         Ok(daemon) => daemon,
         Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => {
             eprintln!("skipped: there is no systemd-socket-activate (package systemd)");
-            return;
+            return None;
         }
         Err(cause) => panic!("{cause}"),
     };
     let end = Instant::now() + PATIENCE;
-    while !path("vdev").exists() || !path("control").exists() {
+    while sockets.iter().any(|socket| !folder.join(socket).exists()) {
         assert!(Instant::now() < end);
         thread::sleep(Duration::from_millis(5));
     }
+    Some(daemon)
+}
+
+#[test]
+fn a_daemon_ends_though_the_path_of_a_socket_that_was_passed_is_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    configure(folder.path());
+    let Some(mut daemon) = activate(folder.path(), &["control", "vdev"]) else {
+        return;
+    };
+    let control = folder.path().join("control");
+    let mut connection = Connection::open(&control, PATIENCE).unwrap();
+    let _: Value = connection.call("io.rprocd.List", &json!({})).unwrap();
+    // As systemd does when the socket's unit ends with the service.
+    for socket in ["control", "vdev"] {
+        fs::remove_file(folder.path().join(socket)).unwrap();
+    }
+    let pid = Pid::from_child(&daemon);
+    kill_process(pid, Signal::TERM).unwrap();
+    let end = Instant::now() + PATIENCE;
+    let status = loop {
+        if let Some(status) = daemon.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() > end {
+            kill_process(pid, Signal::KILL).unwrap();
+            daemon.wait().unwrap();
+            panic!("it has not ended");
+        }
+        thread::sleep(Duration::from_millis(5));
+    };
+    assert!(status.success());
+}
+
+#[test]
+fn a_socket_that_is_passed_is_used_and_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    configure(folder.path());
+    let Some(mut daemon) = activate(folder.path(), &["control", "vdev"]) else {
+        return;
+    };
     // A VMM starts it, and is served on the socket that was there before.
     let mut vmm = Vmm::connect(&path("vdev"), Options::default()).unwrap();
     let mut driver = RpmsgDriver::probe(&mut vmm).unwrap();

@@ -21,6 +21,7 @@ use std::thread::{self, JoinHandle};
 
 use log::{error, info, warn};
 use nix::unistd::Group;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::{Gid, Mode, chmod, chown};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, listen, socket_with};
@@ -171,15 +172,44 @@ pub fn bind(path: &Path, permissions: &Permissions) -> Result<UnixListener, Sess
 /// A vdev that is being served on a socket. Dropping it ends the connection, if there is one,
 /// and removes the socket.
 pub struct Listening {
-    socket: Socket,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
-#[derive(Default)]
 struct Shared {
+    socket: Socket,
     ending: AtomicBool,
+    /// Readable when it ends. The socket itself cannot wake who waits for a connection: one that was
+    /// passed has to stay as it is for others, and its path may be gone.
+    end: OwnedFd,
     session: Mutex<Option<ShutdownHandle>>,
+}
+
+impl Shared {
+    fn new(socket: Socket) -> io::Result<Self> {
+        Ok(Self {
+            socket,
+            ending: AtomicBool::new(false),
+            end: eventfd(0, EventfdFlags::CLOEXEC)?,
+            session: Mutex::default(),
+        })
+    }
+
+    /// Waits until somebody connects, or until it ends: then false.
+    fn wait_for_connection(&self) -> bool {
+        while !self.ending.load(Ordering::SeqCst) {
+            let mut fds = [
+                PollFd::new(&self.socket, PollFlags::IN),
+                PollFd::new(&self.end, PollFlags::IN),
+            ];
+            match poll(&mut fds, None) {
+                Ok(_) | Err(Errno::INTR) if fds[0].revents().is_empty() => {}
+                // Whatever is wrong with the listener, accepting says it.
+                _ => return !self.ending.load(Ordering::SeqCst),
+            }
+        }
+        false
+    }
 }
 
 impl Listening {
@@ -201,25 +231,20 @@ impl Listening {
     /// # Errors
     /// [`SessionError::Thread`].
     pub fn on(socket: Socket, face: Arc<dyn GuestFace>) -> Result<Self, SessionError> {
-        let shared = Arc::new(Shared::default());
-        let spawned = socket.listener().and_then(|accepting| {
+        let path = socket.path().to_owned();
+        let start = || {
+            let accepting = socket.listener()?;
             accepting.set_nonblocking(false)?;
-            let shared = shared.clone();
-            thread::Builder::new()
-                .name(face.label().to_owned())
-                .spawn(move || serve(accepting, &face, &shared))
-        });
-        match spawned {
-            Ok(thread) => Ok(Self {
-                socket,
+            let shared = Arc::new(Shared::new(socket)?);
+            let thread = thread::Builder::new().name(face.label().to_owned());
+            let serving = shared.clone();
+            let thread = thread.spawn(move || serve(accepting, &face, &serving))?;
+            Ok(Self {
                 shared,
                 thread: Some(thread),
-            }),
-            Err(source) => Err(SessionError::Thread {
-                path: socket.path().to_owned(),
-                source,
-            }),
-        }
+            })
+        };
+        start().map_err(|source| SessionError::Thread { path, source })
     }
 }
 
@@ -227,7 +252,12 @@ impl Drop for Listening {
     fn drop(&mut self) {
         self.shared.ending.store(true, Ordering::SeqCst);
         // Wakes the thread whether it waits for a connection or for the end of one.
-        self.socket.wake();
+        if let Err(errno) = rustix::io::write(&self.shared.end, &1u64.to_ne_bytes()) {
+            error!(
+                "{}: cannot be ended: {errno}",
+                self.shared.socket.path().display()
+            );
+        }
         if let Some(session) = &*self
             .shared
             .session
@@ -241,7 +271,7 @@ impl Drop for Listening {
         {
             error!(
                 "{}: the thread that served it has panicked",
-                self.socket.path().display()
+                self.shared.socket.path().display()
             );
         }
     }
@@ -249,7 +279,7 @@ impl Drop for Listening {
 
 fn serve(listener: UnixListener, face: &Arc<dyn GuestFace>, shared: &Shared) {
     let mut listener = Listener::from(listener);
-    while !shared.ending.load(Ordering::SeqCst) {
+    while shared.wait_for_connection() {
         let backend = Arc::new(Backend::new(face.clone()));
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::<()>::new());
         let daemon = VhostUserDaemon::new(face.label().to_owned(), backend.clone(), memory);

@@ -11,11 +11,10 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use log::debug;
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType};
@@ -90,22 +89,11 @@ impl Socket {
     pub fn listener(&self) -> io::Result<UnixListener> {
         self.listener.try_clone()
     }
+}
 
-    /// Wakes whoever waits for a connection.
-    pub fn wake(&self) {
-        if self.passed {
-            // It must stay as it is, for who comes after us.
-            if UnixStream::connect(&self.path).is_err() {
-                debug!("{}: cannot be woken", self.path.display());
-            }
-        } else if let Err(errno) =
-            rustix::net::shutdown(self.listener.as_fd(), rustix::net::Shutdown::Both)
-        {
-            debug!(
-                "{}: shutting the listener down: {errno}",
-                self.path.display()
-            );
-        }
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 }
 
