@@ -24,6 +24,13 @@ fn functions(folder: &Path, found: &mut Vec<(String, String)>) {
                     found.push((module.clone(), name.to_owned()));
                 }
             }
+            // Those with a guest are in tables: a name, and what it stands for.
+            for line in lines {
+                let name = line.trim_start_matches('(').strip_prefix('"');
+                if let Some((name, _)) = name.and_then(|rest| rest.split_once("\",")) {
+                    found.push((module.clone(), name.to_owned()));
+                }
+            }
         }
     }
 }

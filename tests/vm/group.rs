@@ -39,6 +39,13 @@ impl Environment {
     }
 }
 
+impl Environment {
+    /// What guests are started with.
+    pub fn kit(&self) -> Result<&Kit> {
+        self.kit.as_ref().context("no kit")
+    }
+}
+
 /// Something that must hold.
 pub type Check = fn(&mut Machines) -> Result<()>;
 
@@ -68,7 +75,7 @@ pub struct Machines {
 
 impl Machines {
     fn start(environment: &Environment, group: &Group) -> Result<Self> {
-        let kit = environment.kit.as_ref().context("no kit")?;
+        let kit = environment.kit()?;
         let daemon = Daemon::start(&environment.daemon, group.config, &environment.firmware)?;
         let vdevs: Vec<Vdev> = group
             .sockets

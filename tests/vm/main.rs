@@ -7,6 +7,7 @@
 
 mod announced;
 mod group;
+mod installed;
 mod made_by_hand;
 mod recovery;
 
@@ -34,5 +35,6 @@ fn main() -> ExitCode {
     trials.extend(group::trials(&environment, announced::GROUP));
     trials.extend(group::trials(&environment, made_by_hand::GROUP));
     trials.extend(group::trials(&environment, recovery::GROUP));
+    trials.extend(installed::trials(&environment));
     libtest_mimic::run(&arguments, trials).exit_code()
 }

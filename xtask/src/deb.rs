@@ -16,6 +16,12 @@ const CARGO_DEB: &str = "3";
 
 /// Makes it, and says where.
 pub fn run() -> Result<()> {
+    println!("deb: {}", build()?.display());
+    Ok(())
+}
+
+/// Makes it.
+pub fn build() -> Result<PathBuf> {
     tools::need(&[tool("dpkg-deb", "dpkg"), tool("dpkg-shlibdeps", "dpkg-dev")])?;
     pages::build()?;
     let program = cargo_deb()?;
@@ -32,8 +38,10 @@ pub fn run() -> Result<()> {
         "cargo-deb failed:\n{}",
         String::from_utf8_lossy(&output.stderr).trim()
     );
-    println!("deb: {}", String::from_utf8_lossy(&output.stdout).trim());
-    Ok(())
+    // It ends with where it is.
+    let text = String::from_utf8_lossy(&output.stdout);
+    let package = text.lines().next_back().map(|line| line.trim().into());
+    package.context("cargo-deb does not say where the package is")
 }
 
 fn cargo_deb() -> Result<PathBuf> {

@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::kit::{self, KIT_VARIABLE, OTHERS_VARIABLE, VARLINKCTL_VARIABLE};
+use crate::kit::{self, INSTALLED_VARIABLE, KIT_VARIABLE, OTHERS_VARIABLE, VARLINKCTL_VARIABLE};
 use crate::tools::{Gap, tool};
-use crate::{cargo, firmware, fuzz, instructions, tools};
+use crate::{cargo, deb, firmware, fuzz, instructions, tools};
 
 /// All that is built, but for the model, which is a build of its own.
 const FEATURES: &str = "rprocd/rprocfs";
@@ -204,12 +204,26 @@ fn in_firmware(words: &[&str], target: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// The tests in `tests/vm`, with a kit and a daemon as it is released.
+/// The tests in `tests/vm`, with a kit, a daemon as it is released, and the package.
 fn vm_tests(filter: Option<&str>) -> Result<()> {
     let (_, description) = kit::prepare(&kit::Options::default())?;
+    let firmware = firmware::build()?;
+    let package = deb::build()?;
+    let rprocd = cargo::target_directory()?.join("release/rprocd");
     let mut command: Command = cargo::cargo();
     command.args(["test", "--release", "--package", "rprocd", "--test", "vm"]);
+    // As in the package, so that it is built once.
+    command.args(["--features", "rprocfs"]);
     command.args(filter).env(KIT_VARIABLE, description);
-    command.env("RPROCD_VM_FIRMWARE", firmware::build()?);
-    cargo::show(&mut command)
+    let gap = match kit::installed(&package, &rprocd, &firmware) {
+        Ok(initramfs) => {
+            command.env(INSTALLED_VARIABLE, initramfs);
+            None
+        }
+        Err(error) if error.is::<Gap>() => Some(error),
+        Err(error) => return Err(error),
+    };
+    command.env("RPROCD_VM_FIRMWARE", firmware);
+    cargo::show(&mut command)?;
+    gap.map_or(Ok(()), Err)
 }

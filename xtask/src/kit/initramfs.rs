@@ -1,6 +1,7 @@
 //! The guest's whole file system: busybox, the modules, the check program, our init.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -32,10 +33,15 @@ pub fn get(cache: &Cache, apt: &mut Apt, choice: &Choice, modules: &[PathBuf]) -
 pub fn with(cache: &Cache, base: &Path, modules: &[PathBuf]) -> Result<PathBuf> {
     let mut archive = Archive::new();
     archive.modules(modules)?;
+    joined(cache, "more-initramfs-", base, archive)
+}
+
+/// What is in `base`, and what is in `archive`.
+pub fn joined(cache: &Cache, kind: &str, base: &Path, archive: Archive) -> Result<PathBuf> {
     // The kernel unpacks archives that follow each other, one into the other.
     let mut bytes = read(base)?;
     bytes.extend(archive.finish());
-    keep(cache, "more-initramfs-", &bytes)
+    keep(cache, kind, &bytes)
 }
 
 /// Writes it, if it is not there, and removes earlier ones of its kind.
@@ -74,7 +80,7 @@ fn busybox(cache: &Cache, apt: &mut Apt, choice: &Choice) -> Result<PathBuf> {
 }
 
 /// Builds the check program, static, and without what only a debugger reads.
-fn check_program() -> Result<PathBuf> {
+pub fn check_program() -> Result<PathBuf> {
     tools::need_target(TARGET)?;
     println!("kit: building the guest's check program");
     let target = cargo::target_directory()?.join("guest-check");
@@ -95,7 +101,7 @@ fn check_program() -> Result<PathBuf> {
 /// thirteen 8-digit hexadecimal numbers behind a magic number, its name with a closing zero, and
 /// its content; name and content are filled up to multiples of four bytes.
 /// Source: the kernel's Documentation/driver-api/early-userspace/buffer-format.rst.
-struct Archive {
+pub struct Archive {
     bytes: Vec<u8>,
     entries: u32,
 }
@@ -106,12 +112,24 @@ struct Entry {
     minor: u32,
 }
 
+impl Entry {
+    /// No device.
+    fn new(mode: u32) -> Self {
+        Self {
+            mode,
+            major: 0,
+            minor: 0,
+        }
+    }
+}
+
+const LINK: u32 = 0o120_000;
 const FILE: u32 = 0o100_000;
 const FOLDER: u32 = 0o040_000;
 const CHARACTER_DEVICE: u32 = 0o020_000;
 
 impl Archive {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self {
             bytes: Vec::new(),
             entries: 0,
@@ -119,15 +137,36 @@ impl Archive {
     }
 
     fn folder(&mut self, name: &str) {
-        self.entry(
-            name,
-            &Entry {
-                mode: FOLDER | 0o755,
-                major: 0,
-                minor: 0,
-            },
-            &[],
-        );
+        self.entry(name, &Entry::new(FOLDER | 0o755), &[]);
+    }
+
+    /// All that is in `folder`, with its permissions, as root's. What is neither file, folder nor
+    /// link is left out.
+    pub fn tree(&mut self, folder: &Path) -> Result<()> {
+        self.below(folder, "")
+    }
+
+    fn below(&mut self, folder: &Path, prefix: &str) -> Result<()> {
+        let entries: std::io::Result<Vec<_>> = fs::read_dir(folder)?.collect();
+        let mut entries = entries?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            let path = entry.path();
+            let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+            let data = entry.metadata()?;
+            let permissions = data.permissions().mode() & 0o7777;
+            if data.is_dir() {
+                self.entry(&name, &Entry::new(FOLDER | permissions), &[]);
+                self.below(&path, &format!("{name}/"))?;
+            } else if data.is_symlink() {
+                let to = fs::read_link(&path)?;
+                let entry = Entry::new(LINK | 0o777);
+                self.entry(&name, &entry, to.as_os_str().as_encoded_bytes());
+            } else if data.is_file() {
+                self.entry(&name, &Entry::new(FILE | permissions), &read(&path)?);
+            }
+        }
+        Ok(())
     }
 
     fn modules(&mut self, files: &[PathBuf]) -> Result<()> {
@@ -138,7 +177,7 @@ impl Archive {
         Ok(())
     }
 
-    fn character_device(&mut self, name: &str, major: u32, minor: u32) {
+    pub fn character_device(&mut self, name: &str, major: u32, minor: u32) {
         self.entry(
             name,
             &Entry {
@@ -150,16 +189,8 @@ impl Archive {
         );
     }
 
-    fn file(&mut self, name: &str, content: &[u8]) {
-        self.entry(
-            name,
-            &Entry {
-                mode: FILE | 0o755,
-                major: 0,
-                minor: 0,
-            },
-            content,
-        );
+    pub fn file(&mut self, name: &str, content: &[u8]) {
+        self.entry(name, &Entry::new(FILE | 0o755), content);
     }
 
     fn entry(&mut self, name: &str, entry: &Entry, content: &[u8]) {
@@ -198,16 +229,8 @@ impl Archive {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
 
-    fn finish(mut self) -> Vec<u8> {
-        self.entry(
-            "TRAILER!!!",
-            &Entry {
-                mode: 0,
-                major: 0,
-                minor: 0,
-            },
-            &[],
-        );
+    pub fn finish(mut self) -> Vec<u8> {
+        self.entry("TRAILER!!!", &Entry::new(0), &[]);
         self.bytes
     }
 }

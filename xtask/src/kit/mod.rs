@@ -13,6 +13,7 @@ mod apt;
 mod cache;
 mod hash;
 mod initramfs;
+mod installed;
 mod kernel;
 mod modules;
 mod others;
@@ -38,6 +39,9 @@ pub const OTHERS_VARIABLE: &str = "RPROCD_TEST_FIRMWARE";
 
 /// Names systemd's Varlink client, for the tests that call rprocd with it.
 pub const VARLINKCTL_VARIABLE: &str = "RPROCD_VARLINKCTL";
+
+/// Names the initramfs of a guest in which the package is installed.
+pub const INSTALLED_VARIABLE: &str = "RPROCD_VM_INSTALLED";
 
 /// `cargo xtask kit`.
 #[derive(clap::Args, Debug, Default)]
@@ -163,6 +167,15 @@ pub fn others() -> Result<PathBuf> {
         None => apt.choose()?,
     };
     others::get(&cache, &mut apt, &choice)
+}
+
+/// An initramfs for [`INSTALLED_VARIABLE`]: Debian, and in `/root` the `package` and images from
+/// `firmware`. `rprocd` is a program of the package.
+///
+/// # Errors
+/// A [`tools::Gap`] if the programs cannot run there.
+pub fn installed(package: &Path, rprocd: &Path, firmware: &Path) -> Result<PathBuf> {
+    installed::get(&Cache::open()?, package, rprocd, firmware)
 }
 
 /// systemd's Varlink client, for [`VARLINKCTL_VARIABLE`]; fetched if it is not there.

@@ -23,7 +23,7 @@ use crate::kit::Kit;
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(60);
 const TAIL_LINES: usize = 25;
-const MEMORY: &str = "256M";
+const MEMORY_MIB: u32 = 256;
 /// `panic=-1`: a guest that panics reboots at once, and the test sees it at once.
 const APPEND: &str = "console=ttyS0 panic=-1 quiet loglevel=5";
 
@@ -48,6 +48,8 @@ pub struct GuestOptions {
     pub append: String,
     /// Where its console goes.
     pub console: Console,
+    /// Its memory, if it needs more than others.
+    pub memory_mib: Option<u32>,
     /// More words for QEMU, after all others.
     pub more: Vec<String>,
 }
@@ -135,10 +137,11 @@ impl Guest {
         };
         File::create(files.path("console.log"))?;
         let append = format!("{APPEND} {}", options.append);
+        let memory = format!("{}M", options.memory_mib.unwrap_or(MEMORY_MIB));
         let mut words = args::read(
             "machine.args",
             &[
-                ("MEMORY", MEMORY),
+                ("MEMORY", &memory),
                 ("CPU", if kit.accel == "kvm" { "host" } else { "max" }),
                 ("ACCEL", &kit.accel),
                 ("KERNEL", &text(&kit.kernel)),
