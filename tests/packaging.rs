@@ -18,12 +18,21 @@ use rprocd::control::client::Connection;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
-use crate::frontend::process::{Core, Daemon, firmware_dir};
+use crate::frontend::process::{Core, Daemon, firmware_dir, wait_for_end};
 use crate::frontend::rpmsg::RpmsgDriver;
 use crate::frontend::vmm::{Options, Vmm};
 
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where the daemon is to tell systemd something, and the variable that says so.
+fn notify_socket(folder: &TempDir) -> (UnixDatagram, String) {
+    let path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    (socket, format!("NOTIFY_SOCKET={}", path.display()))
+}
 
 /// Its scale goes from 0 to 10, in tenths; a service that nobody has hardened has 9.6.
 const MOST_EXPOSED: &str = "--threshold=10";
@@ -48,10 +57,7 @@ fn the_units_give_the_daemon_little_to_abuse() {
 #[test]
 fn systemd_hears_when_the_daemon_is_ready_and_when_it_ends() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("notify");
-    let socket = UnixDatagram::bind(&path).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    let variable = format!("NOTIFY_SOCKET={}", path.display());
+    let (socket, variable) = notify_socket(&folder);
     let mut daemon = Daemon::start_under(&["env", &variable], &[Core::default()]);
     let next = || loop {
         let mut bytes = [0; 512];
@@ -135,17 +141,10 @@ fn a_daemon_ends_though_the_path_of_a_socket_that_was_passed_is_gone() {
     }
     let pid = Pid::from_child(&daemon);
     kill_process(pid, Signal::TERM).unwrap();
-    let end = Instant::now() + PATIENCE;
-    let status = loop {
-        if let Some(status) = daemon.try_wait().unwrap() {
-            break status;
-        }
-        if Instant::now() > end {
-            kill_process(pid, Signal::KILL).unwrap();
-            daemon.wait().unwrap();
-            panic!("it has not ended");
-        }
-        thread::sleep(Duration::from_millis(5));
+    let Some(status) = wait_for_end(&mut daemon, PATIENCE) else {
+        kill_process(pid, Signal::KILL).unwrap();
+        daemon.wait().unwrap();
+        panic!("it has not ended");
     };
     assert!(status.success());
 }
@@ -298,10 +297,7 @@ fn the_guests_socket_can_come_from_the_command_line() {
 #[test]
 fn the_watchdog_is_told_that_all_is_well() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("notify");
-    let socket = UnixDatagram::bind(&path).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    let variable = format!("NOTIFY_SOCKET={}", path.display());
+    let (socket, variable) = notify_socket(&folder);
     let wrapper = ["env", &variable, "WATCHDOG_USEC=200000"];
     let _daemon = Daemon::start_under(&wrapper, &[Core::default()]);
     let mut told = 0;
@@ -341,10 +337,7 @@ fn in_the_journal_a_line_has_a_priority_and_no_time() {
 #[test]
 fn memory_of_a_daemon_that_was_killed_is_dumped_by_the_next_one() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("notify");
-    let socket = UnixDatagram::bind(&path).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    let variable = format!("NOTIFY_SOCKET={}", path.display());
+    let (socket, variable) = notify_socket(&folder);
     let settings = "[core.coredump]\nmode = \"enabled\"\ndirectory = \".\"";
     let core = || Core {
         settings,

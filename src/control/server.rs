@@ -551,8 +551,8 @@ impl MutEventSubscriber for ControlServer {
         } else if fd == self.timer.as_raw_fd() {
             let _ = rustix::io::read(&self.timer, &mut [0u8; 8]);
             self.end_messages(ops);
-            let is_due = |it: Instant| it.elapsed() >= EVENTS_PERIOD;
-            if self.untold.take_if(|it| is_due(*it)).is_some() {
+            let due = |it: &mut Instant| it.elapsed() >= EVENTS_PERIOD;
+            if self.untold.take_if(due).is_some() {
                 // What happens while they are told rings again.
                 self.service.events.set_watched(true);
             }

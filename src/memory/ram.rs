@@ -141,6 +141,10 @@ pub struct Ram {
 impl Ram {
     const PAGE: u64 = 4096;
     const END_OF_32_BITS: u64 = 1 << 32;
+    /// Without these an access could fault.
+    const SEALS: SealFlags = SealFlags::SHRINK
+        .union(SealFlags::GROW)
+        .union(SealFlags::SEAL);
 
     /// Creates zeroed RAM of `len` bytes at `base`. `name` is what `/proc/PID/maps` shows.
     ///
@@ -162,10 +166,7 @@ impl Ram {
         len: u64,
         pages: Pages,
     ) -> Result<Arc<Self>, MemoryError> {
-        let end = base
-            .checked_add(len)
-            .filter(|end| end.0 <= Self::END_OF_32_BITS);
-        if len == 0 || !len.is_multiple_of(Self::PAGE) || end.is_none() {
+        if !Self::can_be(base, len) {
             return Err(MemoryError::Shape { base, len });
         }
         if pages == Pages::Huge && !len.is_multiple_of(HUGE_PAGE) {
@@ -188,16 +189,8 @@ impl Ram {
         if pages == Pages::Huge {
             fallocate(&fd, FallocateFlags::empty(), 0, len).map_err(create)?;
         }
-        fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
-            .map_err(create)?;
-        let size = usize::try_from(len).map_err(|_| MemoryError::Shape { base, len })?;
-        let region = MmapRegion::from_file(FileOffset::new(File::from(fd), 0), size)
-            .map_err(|source| MemoryError::Map { len, source })?;
-        Ok(Arc::new(Self {
-            base,
-            region,
-            pages,
-        }))
+        fcntl_add_seals(&fd, Self::SEALS).map_err(create)?;
+        Self::map(base, len, fd, pages)
     }
 
     /// RAM that a process before this one left behind, for looking at it.
@@ -207,27 +200,40 @@ impl Ram {
     pub fn left_behind(base: DeviceAddress, memory: OwnedFd) -> Result<Arc<Self>, MemoryError> {
         let refused = |reason: String| MemoryError::LeftBehind { reason };
         let look = |cause: rustix::io::Errno| refused(format!("it is no memfd: {cause}"));
-        // Without these an access could fault.
-        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-        if !fcntl_get_seals(&memory).map_err(look)?.contains(seals) {
+        let seals = fcntl_get_seals(&memory).map_err(look)?;
+        if !seals.contains(Self::SEALS) {
             return Err(refused("its size can change".to_owned()));
         }
         let size = rustix::fs::fstat(&memory).map_err(look)?.st_size;
         let len = u64::try_from(size).unwrap_or(0);
-        let end = base.checked_add(len);
-        if len == 0
-            || !len.is_multiple_of(Self::PAGE)
-            || end.is_none_or(|end| end.0 > Self::END_OF_32_BITS)
-        {
+        if !Self::can_be(base, len) {
             return Err(refused(format!("it has {len} bytes")));
         }
+        Self::map(base, len, memory, Pages::Normal)
+    }
+
+    /// Whole pages, and no end past 4 GiB?
+    fn can_be(base: DeviceAddress, len: u64) -> bool {
+        let end = base.checked_add(len);
+        len != 0
+            && len.is_multiple_of(Self::PAGE)
+            && end.is_some_and(|end| end.0 <= Self::END_OF_32_BITS)
+    }
+
+    /// What a sealed memfd of `len` bytes has.
+    fn map(
+        base: DeviceAddress,
+        len: u64,
+        memory: OwnedFd,
+        pages: Pages,
+    ) -> Result<Arc<Self>, MemoryError> {
         let bytes = usize::try_from(len).map_err(|_| MemoryError::Shape { base, len })?;
         let region = MmapRegion::from_file(FileOffset::new(File::from(memory), 0), bytes)
             .map_err(|source| MemoryError::Map { len, source })?;
         Ok(Arc::new(Self {
             base,
             region,
-            pages: Pages::Normal,
+            pages,
         }))
     }
 

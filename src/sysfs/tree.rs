@@ -3,9 +3,9 @@
 //! What belongs here: what there is, its number, name and mode. What does not: what is in it.
 
 /// The most cores that have a number here.
-const MAX_CORES: u64 = 1 << 16;
+const MAX_CORES: u32 = 1 << 16;
 /// The most trace buffers of a core that have a number here.
-const MAX_TRACES: u64 = 1 << 12;
+const MAX_TRACES: u32 = 1 << 12;
 /// A core's files are numbered within as many.
 const STRIDE: u64 = 1 << 13;
 
@@ -105,9 +105,8 @@ impl Content {
         let place = |first: u64| usize::try_from(number - first).ok();
         match number {
             64.. => {
-                let index = number - 64;
-                let index = (index < MAX_TRACES).then_some(index)?;
-                Some(Self::DebugTrace(u32::try_from(index).ok()?))
+                let index = u32::try_from(number - 64).ok()?;
+                (index < MAX_TRACES).then_some(Self::DebugTrace(index))
             }
             32.. => Self::DEBUG.get(place(32)?).copied(),
             2.. => Self::CLASS.get(place(2)?).copied(),
@@ -165,8 +164,10 @@ impl Node {
             ];
             return tops.into_iter().find(|it| it.number() == number);
         }
-        let place = number / STRIDE - 1;
-        let place = u32::try_from((place < MAX_CORES).then_some(place)?).ok()?;
+        let place = u32::try_from(number / STRIDE - 1).ok()?;
+        if place >= MAX_CORES {
+            return None;
+        }
         Some(match number % STRIDE {
             0 => Self::ClassCore(place),
             1 => Self::DebugCore(place),
@@ -211,7 +212,7 @@ impl Node {
     /// What is in this folder, where there are these cores: for each, its trace buffers.
     pub fn children(self, traces: &[usize]) -> Vec<Self> {
         // More have no numbers.
-        let places = 0..u32::try_from(traces.len()).map_or(u32::MAX, |it| it.min(1 << 16));
+        let places = 0..u32::try_from(traces.len()).map_or(u32::MAX, |it| it.min(MAX_CORES));
         let files = |place, contents: &[Content]| -> Vec<Self> {
             let contents = contents.iter();
             contents.map(|it| Self::File(place, *it)).collect()
@@ -225,7 +226,7 @@ impl Node {
             Self::ClassCore(place) => files(place, &Content::CLASS),
             Self::DebugCore(place) => {
                 let buffers = traces.get(place as usize).copied().unwrap_or(0);
-                let buffers = u32::try_from(buffers).map_or(u32::MAX, |it| it.min(1 << 12));
+                let buffers = u32::try_from(buffers).map_or(u32::MAX, |it| it.min(MAX_TRACES));
                 let mut all = files(place, &Content::DEBUG);
                 all.extend((0..buffers).map(|it| Self::File(place, Content::DebugTrace(it))));
                 all

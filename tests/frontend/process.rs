@@ -223,16 +223,21 @@ impl Daemon {
 
     /// Waits for the end; what it ended with, or nothing if it does not end.
     pub fn wait_for_end(&mut self) -> Option<ExitStatus> {
-        let end = Instant::now() + PATIENCE;
-        // There is no event to wait for that the standard library would offer.
-        while Instant::now() < end {
-            if let Some(status) = self.child.try_wait().expect("a child") {
-                return Some(status);
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-        None
+        wait_for_end(&mut self.child, PATIENCE)
     }
+}
+
+/// Waits for the end of a process; what it ended with, or nothing if it does not end.
+pub fn wait_for_end(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
+    let end = Instant::now() + patience;
+    // There is no event to wait for that the standard library would offer.
+    while Instant::now() < end {
+        if let Some(status) = child.try_wait().expect("a child") {
+            return Some(status);
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    None
 }
 
 /// Writes the configuration of these cores.

@@ -130,9 +130,15 @@ fn fails(guest: &mut Guest, command: &str, exit: i32) -> Result<String> {
     Ok(answer.output)
 }
 
-/// A property of a unit.
-fn property(guest: &mut Guest, unit: &str, name: &str) -> Result<String> {
-    says(guest, &format!("systemctl show -P {name} {unit}"))
+/// Waits until systemd has started the service again, for the first time.
+fn is_started_again(guest: &mut Guest) -> Result<()> {
+    guest.wait_for("systemctl show -P NRestarts rprocd", SHORT, |text| {
+        text.trim() == "1"
+    })?;
+    guest.wait_for("systemctl is-active rprocd", SHORT, |text| {
+        text.trim() == "active"
+    })?;
+    Ok(())
 }
 
 fn coredumps(guest: &mut Guest) -> Result<usize> {
@@ -195,7 +201,7 @@ fn the_service_is_ready(guest: &mut Guest) -> Result<()> {
         "stat -c '%U %G %a' /run/rprocd/control /run/rprocd/monitor",
         "rprocd rprocd 660\nrprocd rprocd 666",
     )?;
-    let status = property(guest, "rprocd", "StatusText")?;
+    let status = says(guest, "systemctl show -P StatusText rprocd")?;
     ensure!(status.contains("1 core"), "{status}");
     Ok(())
 }
@@ -245,12 +251,7 @@ fn a_killed_daemon_comes_back(guest: &mut Guest) -> Result<()> {
         "systemctl kill --kill-whom=main --signal=KILL rprocd",
         SHORT,
     )?;
-    guest.wait_for("systemctl show -P NRestarts rprocd", SHORT, |text| {
-        text.trim() == "1"
-    })?;
-    guest.wait_for("systemctl is-active rprocd", SHORT, |text| {
-        text.trim() == "active"
-    })?;
+    is_started_again(guest)?;
     let after = coredumps(guest)?;
     ensure!(after == before + 1, "{before} coredumps, and then {after}");
     Ok(())
@@ -270,12 +271,7 @@ fn a_daemon_that_hangs_comes_back(guest: &mut Guest) -> Result<()> {
         "systemctl kill --kill-whom=main --signal=STOP rprocd",
         SHORT,
     )?;
-    guest.wait_for("systemctl show -P NRestarts rprocd", SHORT, |text| {
-        text.trim() == "1"
-    })?;
-    guest.wait_for("systemctl is-active rprocd", SHORT, |text| {
-        text.trim() == "active"
-    })?;
+    is_started_again(guest)?;
     let log = says(
         guest,
         "journalctl -u rprocd -o cat | grep -i 'watchdog timeout'",

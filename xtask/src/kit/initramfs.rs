@@ -55,7 +55,7 @@ fn keep(cache: &Cache, kind: &str, bytes: &[u8]) -> Result<PathBuf> {
     Ok(folder.join("initramfs.cpio"))
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
+pub fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 

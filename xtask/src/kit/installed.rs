@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use super::cache::{Cache, command};
-use super::initramfs::{self, Archive};
+use super::initramfs::{self, Archive, read};
 use super::tree;
 use crate::tools::Gap;
 
@@ -132,8 +132,4 @@ fn runs_there(program: &Path, tree: &Path) -> Result<()> {
         errors.trim()
     );
     Ok(())
-}
-
-fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
