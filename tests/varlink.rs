@@ -11,7 +11,7 @@ use std::process::{Command, Output, Stdio};
 use rprocd::control::INTERFACE;
 use serde_json::{Value, json};
 use varlink::{Connection, MethodCall};
-use varlink_parser::{Argument, IDL, VStructOrEnum, VType, VTypeExt};
+use zlink_idl::{Field, Interface, Type};
 
 use crate::frontend::process::{Core, Daemon};
 
@@ -145,56 +145,63 @@ fn a_varlink_library_calls_and_is_told_errors_and_streams() {
 
 #[test]
 fn the_interface_is_what_another_parser_takes() {
-    let interface = IDL::try_from(INTERFACE).unwrap();
-    assert_eq!(interface.name, "io.rprocd");
-    assert!(interface.methods.contains_key("Events"));
-    assert!(interface.errors.contains_key("Refused"));
+    let interface = Interface::try_from(INTERFACE).unwrap();
+    assert_eq!(interface.name().as_str(), "io.rprocd");
+    let mut methods = interface.methods();
+    assert!(methods.any(|method| method.name().as_str() == "Events"));
+    let mut errors = interface.errors();
+    assert!(errors.any(|error| error.name().as_str() == "Refused"));
 }
 
 /// Where an object has other fields than the interface says, if it does.
-fn fields(interface: &IDL<'_>, value: &Value, members: &[Argument<'_>]) -> Option<String> {
+fn fields(interface: &Interface<'_>, value: &Value, members: &[&Field<'_>]) -> Option<String> {
     let Some(object) = value.as_object() else {
         return Some(format!("{value} is no object"));
     };
     for name in object.keys() {
-        if !members.iter().any(|member| member.name == name) {
+        if !members.iter().any(|member| member.name().as_str() == name) {
             return Some(format!("{name} is not in the interface"));
         }
     }
     members.iter().find_map(|member| {
-        let found = object.get(member.name).unwrap_or(&Value::Null);
-        let wrong = differs(interface, found, &member.vtype)?;
-        Some(format!("{}: {wrong}", member.name))
+        let name = member.name().as_str();
+        let found = object.get(name).unwrap_or(&Value::Null);
+        let wrong = differs(interface, found, member.ty())?;
+        Some(format!("{name}: {wrong}"))
     })
 }
 
 /// Where a value is not of a type of the interface, if it is not.
-fn differs(interface: &IDL<'_>, value: &Value, kind: &VTypeExt<'_>) -> Option<String> {
+fn differs(interface: &Interface<'_>, value: &Value, kind: &Type<'_>) -> Option<String> {
     let of = |is: bool, word: &str| (!is).then(|| format!("{value} is no {word}"));
     match kind {
-        VTypeExt::Option(_) if value.is_null() => None,
-        VTypeExt::Option(inner) => differs(interface, value, inner),
-        VTypeExt::Array(inner) => match value.as_array() {
+        Type::Optional(_) if value.is_null() => None,
+        Type::Optional(inner) => differs(interface, value, inner),
+        Type::Array(inner) => match value.as_array() {
             Some(list) => list.iter().find_map(|item| differs(interface, item, inner)),
             None => of(false, "list"),
         },
-        VTypeExt::Dict(_) => of(value.is_object(), "object"),
-        VTypeExt::Plain(VType::Bool) => of(value.is_boolean(), "bool"),
-        VTypeExt::Plain(VType::Int) => of(value.is_i64(), "int"),
-        VTypeExt::Plain(VType::Float) => of(value.is_f64(), "float"),
-        VTypeExt::Plain(VType::String | VType::Enum(_)) => of(value.is_string(), "string"),
-        VTypeExt::Plain(VType::Object) => None,
-        VTypeExt::Plain(VType::Struct(kind)) => fields(interface, value, &kind.elts),
-        VTypeExt::Plain(VType::Typename(name)) => match &interface.typedefs[name].elt {
-            VStructOrEnum::VStruct(kind) => fields(interface, value, &kind.elts),
-            VStructOrEnum::VEnum(_) => of(value.is_string(), "string"),
-        },
+        Type::Map(_) => of(value.is_object(), "object"),
+        Type::Bool => of(value.is_boolean(), "bool"),
+        Type::Int => of(value.is_i64(), "int"),
+        Type::Float => of(value.is_f64(), "float"),
+        Type::String | Type::Enum(_) => of(value.is_string(), "string"),
+        Type::ForeignObject | Type::Any => None,
+        Type::Object(list) => fields(interface, value, &list.iter().collect::<Vec<_>>()),
+        Type::Custom(name) => {
+            let mut kinds = interface.custom_types();
+            let kind = kinds.find(|kind| kind.name() == name).unwrap();
+            match kind.as_object() {
+                Some(object) => fields(interface, value, &object.fields().collect::<Vec<_>>()),
+                None => of(value.is_string(), "string"),
+            }
+        }
     }
 }
 
 #[test]
 fn answers_have_the_fields_of_the_interface_and_no_others() {
-    let interface = IDL::try_from(INTERFACE).unwrap();
+    let interface = Interface::try_from(INTERFACE).unwrap();
     let daemon = Daemon::start(&[Core {
         settings: "[core.coredump]\nmode = \"inline\"\ndirectory = \".\"",
         ..Core::default()
@@ -226,12 +233,13 @@ fn answers_have_the_fields_of_the_interface_and_no_others() {
     ];
     for (method, parameters) in calls {
         let name = format!("io.rprocd.{method}");
-        let kind = &interface.methods[method];
+        let mut methods = interface.methods();
+        let kind = methods.find(|kind| kind.name().as_str() == method).unwrap();
         let connection = connection.clone();
         let mut call =
             MethodCall::<Value, Value, varlink::Error>::new(connection, name, parameters);
-        let (answer, elements) = match call.call() {
-            Ok(answer) => (answer, &kind.output.elts),
+        let (answer, elements): (_, Vec<_>) = match call.call() {
+            Ok(answer) => (answer, kind.outputs().collect()),
             Err(cause) => {
                 let varlink::ErrorKind::VarlinkErrorReply(reply) = cause.kind() else {
                     panic!("{method}: {cause}");
@@ -239,10 +247,12 @@ fn answers_have_the_fields_of_the_interface_and_no_others() {
                 let name = reply.error.as_deref().unwrap();
                 let name = name.strip_prefix("io.rprocd.").unwrap();
                 let parameters = reply.parameters.clone().unwrap();
-                (parameters, &interface.errors[name].parm.elts)
+                let mut errors = interface.errors();
+                let kind = errors.find(|kind| kind.name().as_str() == name).unwrap();
+                (parameters, kind.fields().collect())
             }
         };
-        if let Some(wrong) = fields(&interface, &answer, elements) {
+        if let Some(wrong) = fields(&interface, &answer, &elements) {
             panic!("{method}: {wrong}");
         }
     }
