@@ -8,12 +8,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::kit::Cache;
-use crate::tools::{self, tool};
+use crate::tools::{self, Need, program};
 use crate::{cargo, firmware, pages};
 
-/// The versions that are known to do; installed into the cache where there is none.
-const CARGO_DEB: &str = "^3";
 /// Beside the built programs: what else is made and goes into a package. cargo-deb finds the target
 /// folder, wherever it is, by assets' paths that begin with `target/release` and by no others.
 const STAGE: &str = "package";
@@ -37,21 +34,28 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
+/// What making them needs.
+pub fn needs() -> Vec<Need> {
+    vec![
+        program("dpkg-deb", "dpkg"),
+        program("dpkg-shlibdeps", "dpkg-dev"),
+        program("objcopy", "binutils"),
+        Need::Target(firmware::TARGET),
+        Need::CargoDeb,
+    ]
+}
+
 /// Makes them.
 pub fn build() -> Result<Packages> {
-    tools::need(&[
-        tool("dpkg-deb", "dpkg"),
-        tool("dpkg-shlibdeps", "dpkg-dev"),
-        tool("objcopy", "binutils"),
-    ])?;
-    let program = cargo_deb()?;
+    tools::prepare(&[("the package", needs())])?;
+    let cargo_deb = tools::cargo_deb()?;
     let release = cargo::target_directory()?.join("release");
     stage(&pages::build()?, &release.join(STAGE).join("pages"))?;
     stage(&firmware::build()?, &release.join(STAGE).join("firmware"))?;
     let mut build = cargo::cargo();
     build.args(["build", "--release", "--features", "rprocfs", "--bins"]);
     cargo::show(build.args(["--package", "rprocd"]))?;
-    let output = Command::new(program)
+    let output = Command::new(cargo_deb)
         .current_dir(cargo::root())
         .args(["deb", "--package", "rprocd", "--no-build"])
         // The standard library reads zlib where it prints a backtrace.
@@ -99,22 +103,6 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The program, installed if there is none.
-fn cargo_deb() -> Result<PathBuf> {
-    if let Some(program) = tools::find("cargo-deb") {
-        return Ok(program);
-    }
-    let root = Cache::open()?.root().join("tools");
-    let program = root.join("bin/cargo-deb");
-    if !program.exists() {
-        println!("deb: installing cargo-deb (a minute or two, once)");
-        let mut install = cargo::cargo();
-        install.args(["install", "cargo-deb", "--locked", "--version", CARGO_DEB]);
-        cargo::show(install.arg("--root").arg(&root))?;
-    }
-    Ok(program)
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::kit::{self, Kit};
+use crate::limit::{self, minutes};
+use crate::tools::{self, Need};
 use crate::vm::{Console, Daemon, Guest, GuestOptions, Vdev};
 use crate::{cargo, firmware};
 
@@ -36,10 +38,20 @@ pub fn run(options: &Options) -> Result<()> {
             "--shell needs a terminal to type in"
         );
     }
-    let (kit, _) = kit::prepare(&kit::Options::default())?;
-    let images = firmware::build()?;
+    let mut needs = kit::needs();
+    needs.push(Need::Target(firmware::TARGET));
+    limit::within("getting tools", minutes(60), || {
+        tools::prepare(&[("the demo", needs)])
+    })?;
+    let (kit, _) = limit::within("making the VM kit", minutes(60), || {
+        kit::prepare(&kit::Options::default())
+    })?;
+    let images = limit::within("building the firmware images", minutes(30), firmware::build)?;
     println!("demo: building rprocd");
-    cargo::show(cargo::cargo().args(["build", "--release", "--package", "rprocd", "--bins"]))?;
+    let words = ["build", "--release", "--package", "rprocd", "--bins"];
+    limit::within("building rprocd", minutes(60), || {
+        cargo::show(cargo::cargo().args(words))
+    })?;
     let programs = cargo::target_directory()?.join("release");
 
     let path = cargo::root().join("vmm-config/demo/rprocd.toml");
@@ -51,8 +63,14 @@ pub fn run(options: &Options) -> Result<()> {
         Vdev::new(&daemon.path("echo.sock"), 0),
         Vdev::new(&daemon.path("tty.sock"), 1),
     ];
-    let exchanged = with_guest(options, &kit, &daemon, &programs, vdevs)
-        .map_err(|error| anyhow!("{error:#}{}", daemon.evidence()))?;
+    let exchange = || with_guest(options, &kit, &daemon, &programs, vdevs);
+    let exchanged = if options.shell {
+        // It takes as long as a person likes.
+        exchange()
+    } else {
+        limit::within("the guest", minutes(60), exchange)
+    };
+    let exchanged = exchanged.map_err(|error| anyhow!("{error:#}{}", daemon.evidence()))?;
     daemon.stop()?;
     println!("demo: guest exchanged {exchanged} messages, 0 wrong");
     Ok(())

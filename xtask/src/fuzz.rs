@@ -7,10 +7,12 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::tools::tool;
+use crate::limit::{self, minutes};
+use crate::tools::{Need, program};
 use crate::{cargo, tools};
 
 /// `cargo xtask fuzz`.
@@ -37,6 +39,11 @@ const FLAGS: &str = "-Cpasses=sancov-module \
     -Cllvm-args=-sanitizer-coverage-trace-compares \
     -Ccodegen-units=1 -Cdebug-assertions -Coverflow-checks --cfg fuzzing";
 
+/// What building them needs: libFuzzer itself is C++.
+pub fn needs() -> Vec<Need> {
+    vec![program("c++", "g++")]
+}
+
 /// Builds and runs the targets, one after the other. What they find that is new is kept in
 /// `target/fuzz/corpus`; what breaks something is named by libFuzzer.
 pub fn run(options: &Options) -> Result<()> {
@@ -50,21 +57,26 @@ pub fn run(options: &Options) -> Result<()> {
         );
         targets.retain(|target| target == wanted);
     }
-    // libFuzzer itself is C++.
-    tools::need(&[tool("c++", "g++")])?;
+    tools::prepare(&[("the fuzz targets", needs())])?;
     let host = tools::host_target()?;
     let folder = cargo::target_directory()?.join("fuzz");
-    cargo::show(
-        cargo::cargo()
-            .current_dir(&workspace)
-            // With a target named, build scripts and macros are not instrumented.
-            .args(["build", "--release", "--target", &host, "--target-dir"])
-            .arg(&folder)
-            .env("RUSTFLAGS", FLAGS),
-    )?;
+    limit::within("building the fuzz targets", minutes(60), || {
+        cargo::show(
+            cargo::cargo()
+                .current_dir(&workspace)
+                // With a target named, build scripts and macros are not instrumented.
+                .args(["build", "--release", "--target", &host, "--target-dir"])
+                .arg(&folder)
+                .env("RUSTFLAGS", FLAGS),
+        )
+    })?;
     let programs = folder.join(host).join("release");
     for target in targets {
-        fuzz(&programs.join(&target), &target, &folder, options.seconds)?;
+        // libFuzzer ends by itself, if the target does not hang in a way that it does not see.
+        let time = Duration::from_secs(options.seconds.into()) + minutes(15);
+        limit::within(&format!("fuzz target {target}"), time, || {
+            fuzz(&programs.join(&target), &target, &folder, options.seconds)
+        })?;
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::cargo;
-use crate::tools::{self, Gap, tool};
+use crate::tools::{self, Gap, Need, Tool, tool};
 
 /// Instructions that a message of 512 bytes may take there and back, 32 at a time: a tenth more than
 /// the 586 that were measured, for compilers differ. Who makes the relay cheaper makes this lower.
@@ -25,12 +25,20 @@ const ROUNDS: [u32; 2] = [1000, 3000];
 /// Messages of a round.
 const BURST: u32 = 32;
 
+/// What counts. Where it cannot be had there is a gap.
+const VALGRIND: Tool = tool("valgrind", "valgrind");
+
+/// What counting needs.
+pub fn needs() -> Vec<Need> {
+    vec![Need::Wish(VALGRIND)]
+}
+
 /// Counts them and compares.
 pub fn test() -> Result<()> {
     if !cfg!(target_arch = "x86_64") {
         bail!(Gap("the limit is one for x86-64".to_owned()));
     }
-    if let Err(error) = tools::need(&[tool("valgrind", "valgrind")]) {
+    if let Err(error) = tools::need(&[VALGRIND]) {
         bail!(Gap(format!("{error:#}")));
     }
     let program = build()?;

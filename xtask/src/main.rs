@@ -21,6 +21,8 @@ enum Command {
     Demo(xtask::demo::Options),
     /// Format, lints, documentation and every test, those in a VM included
     Test(xtask::test::Options),
+    /// Run README's two commands on a fresh machine: a bare Debian tree with a clone of HEAD
+    Fresh(xtask::fresh::Options),
     /// Measure rprocd beside its peers, in one run
     Bench(xtask::bench::Options),
     /// Run the fuzz targets
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo(options) => xtask::demo::run(&options),
         Command::Test(options) => xtask::test::run(&options),
+        Command::Fresh(options) => xtask::fresh::run(&options),
         Command::Bench(options) => xtask::bench::run(&options),
         Command::Fuzz(options) => xtask::fuzz::run(&options),
         Command::CheckFirmware(options) => xtask::check::run(&options),
@@ -53,7 +56,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            match error.downcast_ref::<xtask::fresh::Failed>() {
+                Some(failed) => ExitCode::from(failed.code),
+                None => ExitCode::FAILURE,
+            }
         }
     }
 }

@@ -1,14 +1,18 @@
 //! `cargo xtask test`: everything that must hold.
+//!
+//! What belongs here: the steps, in their order, with what each needs and how long it may take. What
+//! does not: how a step does its work, if that is more than a command or two.
 
 use std::fs::OpenOptions;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
 use crate::kit::{self, INSTALLED_VARIABLE, KIT_VARIABLE, OTHERS_VARIABLE, VARLINKCTL_VARIABLE};
-use crate::tools::{Gap, tool};
-use crate::{cargo, deb, firmware, fuzz, instructions, tools};
+use crate::limit::{self, minutes};
+use crate::tools::{Gap, Need, program};
+use crate::{cargo, deb, deny, firmware, fuzz, instructions, suite, tools};
 
 /// All that is built, but for the model, which is a build of its own.
 const FEATURES: &str = "rprocd/rprocfs";
@@ -22,22 +26,51 @@ pub struct Options {
     /// Go on after a step that failed
     #[arg(long)]
     keep_going: bool,
-    /// Only tests whose names contain this, and no lints
+    /// Only tests whose names contain this, and nothing else: no lints, no fuzzing. Those in a VM
+    /// are looked through too, and need what they always need: see --no-vm
+    #[arg(value_name = "NAME")]
     filter: Option<String>,
 }
 
-/// One step: its name and what it does.
-type Step<'a> = (&'static str, Box<dyn Fn() -> Result<()> + 'a>);
+/// One step.
+struct Step<'a> {
+    name: &'static str,
+    /// Without this it cannot run.
+    needs: Vec<Need>,
+    /// Ten times what it takes on two idle cores that have built nothing yet, or more: it is for
+    /// what hangs, and not for what is slow.
+    limit: Duration,
+    run: Box<dyn Fn() -> Result<()> + 'a>,
+}
+
+/// While tests run, one of them must end from time to time.
+const SILENCE: Duration = minutes(15);
+/// Longer than `tests/vm` gives one of them.
+const VM_SILENCE: Duration = minutes(45);
 
 /// Runs the steps, cheapest first, and ends with the time of each.
 pub fn run(options: &Options) -> Result<()> {
     let start = Instant::now();
     let mut times = Vec::new();
     let mut failed = Vec::new();
-    for (name, step) in steps(options) {
+    let mut steps = steps(options);
+    let needs = steps.iter_mut();
+    let needs: Vec<_> = needs
+        .map(|step| (step.name, std::mem::take(&mut step.needs)))
+        .collect();
+    let first = Step {
+        name: "tools",
+        needs: Vec::new(),
+        limit: minutes(60),
+        run: Box::new(move || tools::prepare(&needs)),
+    };
+    for Step {
+        name, limit, run, ..
+    } in std::iter::once(first).chain(steps)
+    {
         println!("test: {name}");
         let begun = Instant::now();
-        let result = step();
+        let result = limit::within(&format!("the step `{name}`"), limit, run);
         let gap = |error: &anyhow::Error| error.downcast_ref::<Gap>().map(Gap::to_string);
         let (word, note) = match &result {
             Ok(()) => ("ok", None),
@@ -71,55 +104,122 @@ pub fn run(options: &Options) -> Result<()> {
 
 fn steps(options: &Options) -> Vec<Step<'_>> {
     let filter = options.filter.as_deref();
+    let with_vm = !options.no_vm;
     let mut steps: Vec<Step> = Vec::new();
     if filter.is_none() {
-        steps.push(("format", Box::new(format)));
-        steps.push(("clippy", Box::new(clippy)));
-        steps.push(("documentation", Box::new(documentation)));
+        steps.push(Step {
+            name: "format",
+            needs: vec![Need::Component("fmt", "rustfmt")],
+            limit: minutes(10),
+            run: Box::new(format),
+        });
+        steps.push(Step {
+            name: "dependencies",
+            needs: deny::needs(),
+            limit: minutes(30),
+            run: Box::new(deny::check),
+        });
+        steps.push(Step {
+            name: "clippy",
+            needs: vec![
+                Need::Component("clippy", "clippy"),
+                Need::Target(firmware::TARGET),
+            ],
+            limit: minutes(60),
+            run: Box::new(clippy),
+        });
+        steps.push(Step {
+            name: "documentation",
+            needs: vec![Need::Target(firmware::TARGET)],
+            limit: minutes(60),
+            run: Box::new(documentation),
+        });
     }
-    steps.push(("firmware images", Box::new(|| firmware::build().map(drop))));
-    if filter.is_none() && !options.no_vm {
-        steps.push(("firmware of others", Box::new(|| kit::others().map(drop))));
-        steps.push(("varlinkctl", Box::new(|| kit::varlinkctl().map(drop))));
+    steps.push(Step {
+        name: "firmware images",
+        needs: vec![Need::Target(firmware::TARGET)],
+        limit: minutes(30),
+        run: Box::new(|| firmware::build().map(drop)),
+    });
+    if filter.is_none() && with_vm {
+        steps.push(Step {
+            name: "firmware of others",
+            needs: kit::needs(),
+            limit: minutes(30),
+            run: Box::new(|| kit::others().map(drop)),
+        });
+        steps.push(Step {
+            name: "varlinkctl",
+            needs: kit::needs(),
+            limit: minutes(30),
+            run: Box::new(|| kit::varlinkctl().map(drop)),
+        });
     }
-    let fetches = !options.no_vm;
-    steps.push(("tests", Box::new(move || tests(filter, fetches))));
-    steps.push(("tests of rprocfs", Box::new(can_mount)));
+    steps.push(Step {
+        name: "tests",
+        // The tests of coredumps and of the unit are skipped without.
+        needs: vec![
+            program("gdb-multiarch", "gdb-multiarch"),
+            program("readelf", "binutils"),
+            program("systemd-analyze", "systemd"),
+        ],
+        limit: minutes(90),
+        run: Box::new(move || tests(filter, with_vm)),
+    });
+    steps.push(Step {
+        name: "tests of rprocfs",
+        needs: Vec::new(),
+        limit: minutes(5),
+        run: Box::new(can_mount),
+    });
     if filter.is_none() {
-        let words = ["test", "--features", "loom", "--lib", "drive::model"];
-        steps.push((
-            "model of who drives a core",
-            Box::new(move || cargo::show(cargo::cargo().args(words))),
-        ));
-    }
-    if filter.is_none() {
-        steps.push(("instructions a message", Box::new(instructions::test)));
-        steps.push((
-            "fuzz targets, shortly",
-            Box::new(|| fuzz::run(&fuzz::SHORTLY)),
-        ));
+        steps.push(Step {
+            name: "model of who drives a core",
+            needs: Vec::new(),
+            limit: minutes(60),
+            run: Box::new(|| {
+                let words = ["test", "--features", "loom", "--lib", "drive::model"];
+                suite::show(cargo::cargo().args(words), minutes(45))
+            }),
+        });
+        steps.push(Step {
+            name: "instructions a message",
+            needs: instructions::needs(),
+            limit: minutes(60),
+            run: Box::new(instructions::test),
+        });
+        steps.push(Step {
+            name: "fuzz targets, shortly",
+            needs: fuzz::needs(),
+            limit: minutes(60),
+            run: Box::new(|| fuzz::run(&fuzz::SHORTLY)),
+        });
     }
     // Its library is for both machines, and tested on this one.
-    steps.push((
-        "tests, guest-fw",
-        Box::new(move || {
-            cargo::show(in_firmware(&["test", "--lib"], &tools::host_target()?)?.args(filter))
+    steps.push(Step {
+        name: "tests, guest-fw",
+        needs: Vec::new(),
+        limit: minutes(30),
+        run: Box::new(move || {
+            let mut command = in_firmware(&["test", "--lib"], &tools::host_target()?)?;
+            suite::show(command.args(filter), SILENCE)
         }),
-    ));
-    if !options.no_vm {
-        steps.push(("tests in a VM", Box::new(move || vm_tests(filter))));
+    });
+    if with_vm {
+        let mut needs = kit::needs();
+        needs.extend(deb::needs());
+        steps.push(Step {
+            name: "tests in a VM",
+            needs,
+            limit: minutes(180),
+            run: Box::new(move || vm_tests(filter)),
+        });
     }
     steps
 }
 
 /// The tests on the host. Firmware of others is used where there is some.
 fn tests(filter: Option<&str>, fetches: bool) -> Result<()> {
-    // The tests of coredumps and of the unit are skipped without.
-    tools::need(&[
-        tool("gdb-multiarch", "gdb-multiarch"),
-        tool("readelf", "binutils"),
-        tool("systemd-analyze", "systemd"),
-    ])?;
     let mut command = cargo::cargo();
     command.args(["test", "--workspace", "--features", FEATURES]);
     command.args(filter);
@@ -131,7 +231,7 @@ fn tests(filter: Option<&str>, fetches: bool) -> Result<()> {
     if std::env::var_os(VARLINKCTL_VARIABLE).is_none() && fetches {
         command.env(VARLINKCTL_VARIABLE, kit::varlinkctl()?);
     }
-    cargo::show(&mut command)
+    suite::show(&mut command, SILENCE)
 }
 
 /// Whether those of the tests ran that mount. They skip themselves, and a run that passed must not
@@ -224,6 +324,6 @@ fn vm_tests(filter: Option<&str>) -> Result<()> {
         Err(error) => return Err(error),
     };
     command.env("RPROCD_VM_FIRMWARE", firmware);
-    cargo::show(&mut command)?;
+    suite::show(&mut command, VM_SILENCE)?;
     gap.map_or(Ok(()), Err)
 }

@@ -385,6 +385,57 @@ fn archive() -> Result<String> {
     if let Ok(archive) = std::env::var(ARCHIVE_VARIABLE) {
         return Ok(archive);
     }
+    let sources = machine_sources();
+    pick_archive(&sources).with_context(|| {
+        format!(
+            "this machine's apt sources name no Debian archive: set {ARCHIVE_VARIABLE} to its \
+             address, or put a QEMU from {}.{} on first on PATH",
+            OLDEST_QEMU.0, OLDEST_QEMU.1
+        )
+    })
+}
+
+/// The Debian that this machine is, or could be.
+#[derive(Debug, PartialEq, Eq)]
+pub struct MachineArchive {
+    /// Where it is fetched from.
+    pub uri: String,
+    /// Its name there.
+    pub suite: String,
+    /// Lines for sources.list: it, and what adds to it, as this machine has them.
+    pub lines: Vec<String>,
+}
+
+/// Debian's archive, as this machine's apt sources have it.
+pub fn machine_archive() -> Result<MachineArchive> {
+    let sources = machine_sources();
+    of_machine(&sources, std::env::var(ARCHIVE_VARIABLE).ok()).with_context(|| {
+        format!(
+            "this machine's apt sources name no Debian archive: set {ARCHIVE_VARIABLE} to its \
+             address"
+        )
+    })
+}
+
+fn of_machine(sources: &[Source], given: Option<String>) -> Option<MachineArchive> {
+    if let Some(uri) = given {
+        let suite = SUITES[0].0.to_owned();
+        let lines = vec![format!("deb {uri} {suite} main")];
+        return Some(MachineArchive { uri, suite, lines });
+    }
+    let uri = pick_archive(sources)?;
+    let of_it = |source: &&Source| source.uri == uri;
+    let suite = sources.iter().find(of_it)?.suite.clone();
+    let adds = format!("{suite}-");
+    let lines = sources
+        .iter()
+        .filter(|source| source.suite == suite || source.suite.starts_with(&adds))
+        .map(|source| format!("deb {} {} main", source.uri, source.suite))
+        .collect();
+    Some(MachineArchive { uri, suite, lines })
+}
+
+fn machine_sources() -> Vec<Source> {
     let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
     if let Ok(entries) = fs::read_dir("/etc/apt/sources.list.d") {
         files.extend(entries.flatten().map(|entry| entry.path()));
@@ -401,13 +452,7 @@ fn archive() -> Result<String> {
             _ => {}
         }
     }
-    pick_archive(&sources).with_context(|| {
-        format!(
-            "this machine's apt sources name no Debian archive: set {ARCHIVE_VARIABLE} to its \
-             address, or put a QEMU from {}.{} on first on PATH",
-            OLDEST_QEMU.0, OLDEST_QEMU.1
-        )
-    })
+    sources
 }
 
 /// One line of the machine's apt sources.
@@ -561,6 +606,33 @@ mod tests {
         ];
         assert_eq!(pick_archive(&sources).unwrap(), "http://a.example/debian");
         assert_eq!(pick_archive(&sources[..2]), None);
+    }
+
+    #[test]
+    fn a_machine_s_debian_is_its_suite_with_what_adds_to_it() {
+        let sources = [
+            source("http://o.example/repository", "nodistro"),
+            source("http://a.example/debian", "bookworm"),
+            source("http://a.example/debian", "bookworm-updates"),
+            source("http://s.example/debian-security", "bookworm-security"),
+            source("http://b.example/more", "bookwormish"),
+        ];
+        let found = of_machine(&sources, None).unwrap();
+        assert_eq!(
+            (&*found.uri, &*found.suite),
+            ("http://a.example/debian", "bookworm")
+        );
+        assert_eq!(
+            found.lines,
+            [
+                "deb http://a.example/debian bookworm main",
+                "deb http://a.example/debian bookworm-updates main",
+                "deb http://s.example/debian-security bookworm-security main",
+            ]
+        );
+        let given = of_machine(&sources, Some("http://mine.example".to_owned())).unwrap();
+        assert_eq!(given.lines, ["deb http://mine.example trixie main"]);
+        assert_eq!(of_machine(&sources[..1], None), None);
     }
 
     #[test]

@@ -12,7 +12,8 @@ use super::hash::Hash;
 use crate::{cargo, tools};
 
 const CHECK: &str = "rprocd-guest-check";
-const TARGET: &str = "x86_64-unknown-linux-musl";
+/// What the guest's programs are built for: they need no library there.
+pub const TARGET: &str = "x86_64-unknown-linux-musl";
 
 /// Makes it, if one of its parts has changed.
 pub fn get(cache: &Cache, apt: &mut Apt, choice: &Choice, modules: &[PathBuf]) -> Result<PathBuf> {

@@ -28,8 +28,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+pub use self::apt::{MachineArchive, machine_archive};
 pub use self::cache::{Cache, command, tail};
-use crate::tools::{self, tool};
+use crate::tools::{self, Need, program};
 
 /// Names the kit's description, for the VM tests.
 pub const KIT_VARIABLE: &str = "RPROCD_VM_KIT";
@@ -110,17 +111,23 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// What fetching and making the kit needs.
+pub fn needs() -> Vec<Need> {
+    vec![
+        program("apt-get", "apt"),
+        program("dpkg-deb", "dpkg"),
+        program("tar", "tar"),
+        program("xz", "xz-utils"),
+        program("unshare", "util-linux"),
+        program("mount", "mount"),
+        program("chroot", "coreutils"),
+        Need::Target(initramfs::TARGET),
+    ]
+}
+
 /// Makes what is missing; returns the kit and the file that describes it.
 pub fn prepare(options: &Options) -> Result<(Kit, PathBuf)> {
-    tools::need(&[
-        tool("apt-get", "apt"),
-        tool("dpkg-deb", "dpkg"),
-        tool("tar", "tar"),
-        tool("xz", "xz-utils"),
-        tool("unshare", "util-linux"),
-        tool("mount", "mount"),
-        tool("chroot", "coreutils"),
-    ])?;
+    tools::prepare(&[("the VM kit", needs())])?;
     let cache = Cache::open()?;
     let mut apt = apt::Apt::new(&cache);
     let choice = if options.update {
@@ -155,11 +162,7 @@ pub const VSOCK_MODULES: [&str; 3] = vsock::MODULES;
 
 /// The folder with firmware that others made, for [`OTHERS_VARIABLE`]; fetched if it is not there.
 pub fn others() -> Result<PathBuf> {
-    tools::need(&[
-        tool("apt-get", "apt"),
-        tool("dpkg-deb", "dpkg"),
-        tool("tar", "tar"),
-    ])?;
+    tools::prepare(&[("what is unpacked of Debian's packages", needs())])?;
     let cache = Cache::open()?;
     let mut apt = apt::Apt::new(&cache);
     let choice = match apt::Choice::load(&cache) {
@@ -196,11 +199,7 @@ pub fn unpacked(
     packages: &[&str],
     finish: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<PathBuf> {
-    tools::need(&[
-        tool("apt-get", "apt"),
-        tool("dpkg-deb", "dpkg"),
-        tool("tar", "tar"),
-    ])?;
+    tools::prepare(&[("what is unpacked of Debian's packages", needs())])?;
     let mut apt = apt::Apt::new(cache);
     let choice = match apt::Choice::load(cache) {
         Some(choice) => choice,
