@@ -2,35 +2,60 @@
 //!
 //! What is in it is said in `[package.metadata.deb]` of Cargo.toml; cargo-deb makes it.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::kit::Cache;
 use crate::tools::{self, tool};
-use crate::{cargo, pages};
+use crate::{cargo, firmware, pages};
 
-/// The version that is known to do; installed into the cache where there is none.
-const CARGO_DEB: &str = "3";
+/// The versions that are known to do; installed into the cache where there is none.
+const CARGO_DEB: &str = "^3";
+/// Beside the built programs: what else is made and goes into a package. cargo-deb finds the target
+/// folder, wherever it is, by assets' paths that begin with `target/release` and by no others.
+const STAGE: &str = "package";
 
-/// Makes it, and says where.
+/// The packages that were made.
+#[derive(Debug)]
+pub struct Packages {
+    /// The programs and all that goes with them.
+    pub rprocd: PathBuf,
+    /// Their debug information, for backtraces with files and lines.
+    pub debug: PathBuf,
+}
+
+/// Makes them, and says where.
 pub fn run() -> Result<()> {
-    println!("deb: {}", build()?.display());
+    let packages = build()?;
+    for package in [packages.rprocd, packages.debug] {
+        let size = fs::metadata(&package).map_or(0, |data| data.len());
+        println!("deb: {} ({} kB)", package.display(), size / 1000);
+    }
     Ok(())
 }
 
-/// Makes it.
-pub fn build() -> Result<PathBuf> {
-    tools::need(&[tool("dpkg-deb", "dpkg"), tool("dpkg-shlibdeps", "dpkg-dev")])?;
-    pages::build()?;
+/// Makes them.
+pub fn build() -> Result<Packages> {
+    tools::need(&[
+        tool("dpkg-deb", "dpkg"),
+        tool("dpkg-shlibdeps", "dpkg-dev"),
+        tool("objcopy", "binutils"),
+    ])?;
     let program = cargo_deb()?;
+    let release = cargo::target_directory()?.join("release");
+    stage(&pages::build()?, &release.join(STAGE).join("pages"))?;
+    stage(&firmware::build()?, &release.join(STAGE).join("firmware"))?;
     let mut build = cargo::cargo();
     build.args(["build", "--release", "--features", "rprocfs", "--bins"]);
     cargo::show(build.args(["--package", "rprocd"]))?;
     let output = Command::new(program)
         .current_dir(cargo::root())
         .args(["deb", "--package", "rprocd", "--no-build"])
+        // The standard library reads zlib where it prints a backtrace.
+        .args(["--dbgsym", "--compress-debug-symbols=zlib"])
         .output()
         .context("cannot run cargo-deb")?;
     ensure!(
@@ -38,12 +63,45 @@ pub fn build() -> Result<PathBuf> {
         "cargo-deb failed:\n{}",
         String::from_utf8_lossy(&output.stderr).trim()
     );
-    // It ends with where it is.
+    // It says where they are, one a line.
     let text = String::from_utf8_lossy(&output.stdout);
-    let package = text.lines().next_back().map(|line| line.trim().into());
-    package.context("cargo-deb does not say where the package is")
+    let made = |extension: &str| {
+        let path = |line: &str| PathBuf::from(line.trim());
+        text.lines()
+            .map(path)
+            .find(|path| path.extension().is_some_and(|found| found == extension))
+            .with_context(|| format!("cargo-deb names no .{extension} file, it says\n{text}"))
+    };
+    let (rprocd, ddeb) = (made("deb")?, made("ddeb")?);
+    // As Debian calls them: apt installs no file of another name.
+    let debug = ddeb.with_extension("deb");
+    fs::rename(&ddeb, &debug).with_context(|| format!("cannot rename {}", ddeb.display()))?;
+    Ok(Packages { rprocd, debug })
 }
 
+/// Copies the folder `from` to `to`, and nothing that was there before stays.
+fn stage(from: &Path, to: &Path) -> Result<()> {
+    if to.exists() {
+        fs::remove_dir_all(to).with_context(|| format!("cannot remove {}", to.display()))?;
+    }
+    copy(from, to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let to = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy(&entry.path(), &to)?;
+        } else {
+            fs::copy(entry.path(), to)?;
+        }
+    }
+    Ok(())
+}
+
+/// The program, installed if there is none.
 fn cargo_deb() -> Result<PathBuf> {
     if let Some(program) = tools::find("cargo-deb") {
         return Ok(program);
@@ -51,10 +109,33 @@ fn cargo_deb() -> Result<PathBuf> {
     let root = Cache::open()?.root().join("tools");
     let program = root.join("bin/cargo-deb");
     if !program.exists() {
-        println!("deb: installing cargo-deb");
+        println!("deb: installing cargo-deb (a minute or two, once)");
         let mut install = cargo::cargo();
         install.args(["install", "cargo-deb", "--locked", "--version", CARGO_DEB]);
         cargo::show(install.arg("--root").arg(&root))?;
     }
     Ok(program)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_built_is_named_as_cargo_deb_finds_it_in_any_target_folder() {
+        let manifest = fs::read_to_string(cargo::root().join("Cargo.toml")).unwrap();
+        let (_, table) = manifest.split_once("[package.metadata.deb]").unwrap();
+        let built: Vec<&str> = table
+            .split('"')
+            .filter(|word| word.starts_with("target/"))
+            .collect();
+        assert!(built.len() > 3, "{built:?}");
+        for path in built {
+            assert!(
+                path.starts_with("target/release/"),
+                "{path} is not found where CARGO_TARGET_DIR is set: have it copied to \
+                 target/release/{STAGE} (xtask/src/deb.rs)"
+            );
+        }
+    }
 }

@@ -208,7 +208,7 @@ fn in_firmware(words: &[&str], target: &str) -> Result<Command> {
 fn vm_tests(filter: Option<&str>) -> Result<()> {
     let (_, description) = kit::prepare(&kit::Options::default())?;
     let firmware = firmware::build()?;
-    let package = deb::build()?;
+    let package = deb::build()?.rprocd;
     let rprocd = cargo::target_directory()?.join("release/rprocd");
     let mut command: Command = cargo::cargo();
     command.args(["test", "--release", "--package", "rprocd", "--test", "vm"]);
