@@ -2,7 +2,8 @@
 //!
 //! - [`kit`] makes what a guest VM needs: QEMU, kernel, modules, initramfs.
 //! - [`vm`] runs a guest and the daemon; the demo and the VM tests both stand on it.
-//! - [`pages`] and [`deb`] make what is installed beside the programs, and a package of it.
+//! - [`pages`], [`deb`] and [`dkms`] make what is installed beside the programs, and the packages.
+//! - [`page`] reads the commands of a page of the documentation, for the test that runs them.
 //! - [`firmware`], [`check`], [`demo`], [`bench`](mod@bench), [`test`](mod@test) are the commands of `cargo xtask`.
 
 pub mod bench;
@@ -10,10 +11,12 @@ pub mod cargo;
 pub mod check;
 pub mod deb;
 pub mod demo;
+pub mod dkms;
 pub mod firmware;
 pub mod fuzz;
 pub mod instructions;
 pub mod kit;
+pub mod page;
 pub mod pages;
 pub mod test;
 pub mod tools;

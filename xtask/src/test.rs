@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 
 use crate::kit::{self, INSTALLED_VARIABLE, KIT_VARIABLE, OTHERS_VARIABLE, VARLINKCTL_VARIABLE};
 use crate::tools::{Gap, tool};
-use crate::{cargo, deb, firmware, fuzz, instructions, tools};
+use crate::{cargo, deb, dkms, firmware, fuzz, instructions, tools};
 
 /// All that is built, but for the model, which is a build of its own.
 const FEATURES: &str = "rprocd/rprocfs";
@@ -106,6 +106,9 @@ fn steps(options: &Options) -> Vec<Step<'_>> {
             cargo::show(in_firmware(&["test", "--lib"], &tools::host_target()?)?.args(filter))
         }),
     ));
+    if filter.is_none() && !options.no_vm {
+        steps.push(("the guest's package", Box::new(module_package)));
+    }
     if !options.no_vm {
         steps.push(("tests in a VM", Box::new(move || vm_tests(filter))));
     }
@@ -204,20 +207,25 @@ fn in_firmware(words: &[&str], target: &str) -> Result<Command> {
     Ok(command)
 }
 
+/// The guest's kernel module, as a package that DKMS builds.
+fn module_package() -> Result<()> {
+    let folder = cargo::target_directory()?.join("debian");
+    kit::module_package(&dkms::build(&folder)?)
+}
+
 /// The tests in `tests/vm`, with a kit, a daemon as it is released, and the package.
 fn vm_tests(filter: Option<&str>) -> Result<()> {
-    let (_, description) = kit::prepare(&kit::Options::default())?;
+    let (kit, description) = kit::prepare(&kit::Options::default())?;
     let firmware = firmware::build()?;
-    let package = deb::build()?.rprocd;
-    let rprocd = cargo::target_directory()?.join("release/rprocd");
+    let packages = deb::build()?;
     let mut command: Command = cargo::cargo();
     command.args(["test", "--release", "--package", "rprocd", "--test", "vm"]);
     // As in the package, so that it is built once.
     command.args(["--features", "rprocfs"]);
     command.args(filter).env(KIT_VARIABLE, description);
-    let gap = match kit::installed(&package, &rprocd, &firmware) {
-        Ok(initramfs) => {
-            command.env(INSTALLED_VARIABLE, initramfs);
+    let gap = match kit::installed(&kit, &[packages.rprocd]) {
+        Ok(description) => {
+            command.env(INSTALLED_VARIABLE, description);
             None
         }
         Err(error) if error.is::<Gap>() => Some(error),

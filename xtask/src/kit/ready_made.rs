@@ -1,7 +1,7 @@
-//! The kernel's own modules for vsock sockets, which only the comparison inside a guest loads.
+//! Modules of the kernel that its Debian package has: they are taken as they are.
 //!
-//! They come ready-made, from the same Debian package version as the kernel. What is built from
-//! source is in `modules`.
+//! They come from the same package version as the kernel. What is built from source is in
+//! `modules`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,17 +11,57 @@ use anyhow::{Context, Result, ensure};
 use super::apt::{Apt, Choice};
 use super::cache::{Cache, command};
 
-/// In the order in which a guest loads them: each needs the one before.
-pub const MODULES: [&str; 3] = [
-    "vsock",
-    "vmw_vsock_virtio_transport_common",
-    "vmw_vsock_virtio_transport",
-];
+/// A set of modules.
+pub struct Set {
+    /// Names the set in the cache.
+    pub name: &'static str,
+    /// Each module's file below the kernel's folder of modules, without its extension. In the
+    /// order in which a guest loads them: each may need those before it.
+    pub files: &'static [&'static str],
+}
 
-/// The modules, as files.
-pub fn get(cache: &Cache, apt: &mut Apt, choice: &Choice) -> Result<Vec<PathBuf>> {
-    let name = format!("vsock-{}-{}", choice.kernel, choice.kernel_package);
-    let folder = cache.piece(&name, |folder| {
+/// For sockets of the family vsock, which only the comparison inside a guest uses.
+pub const VSOCK: Set = Set {
+    name: "vsock",
+    files: &[
+        "net/vmw_vsock/vsock",
+        "net/vmw_vsock/vmw_vsock_virtio_transport_common",
+        "net/vmw_vsock/vmw_vsock_virtio_transport",
+    ],
+};
+
+/// For a guest that has a disk and runs guests of its own. Of the last two, one fits the
+/// processor.
+pub const HYPERVISOR: Set = Set {
+    name: "hypervisor",
+    files: &[
+        "drivers/block/virtio_blk",
+        "virt/lib/irqbypass",
+        "arch/x86/kvm/kvm",
+        "arch/x86/kvm/kvm-amd",
+        "arch/x86/kvm/kvm-intel",
+    ],
+};
+
+impl Set {
+    /// The modules' names, in the order in which they are loaded.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.files.iter().map(|file| name_of(file))
+    }
+
+    /// The modules, as files.
+    pub fn get(&self, cache: &Cache, apt: &mut Apt, choice: &Choice) -> Result<Vec<PathBuf>> {
+        let prefix = format!("{}-", self.name);
+        let piece = format!("{prefix}{}-{}", choice.kernel, choice.kernel_package);
+        let folder = cache.piece(&piece, |folder| self.make(cache, apt, choice, folder))?;
+        cache.remove_others(&prefix, &piece)?;
+        Ok(self
+            .names()
+            .map(|name| folder.join(format!("{name}.ko")))
+            .collect())
+    }
+
+    fn make(&self, cache: &Cache, apt: &mut Apt, choice: &Choice, folder: &Path) -> Result<()> {
         // Newer kernels have their modules in a package of their own.
         let modules = format!("linux-modules-{}", choice.kernel);
         let package = if apt.has(choice, &modules)? {
@@ -38,34 +78,32 @@ pub fn get(cache: &Cache, apt: &mut Apt, choice: &Choice) -> Result<Vec<PathBuf>
         );
         let unpacked = folder.join("unpacked");
         apt.unpack_one(choice, &package, &unpacked)?;
-        let places = ["usr/lib/modules", "lib/modules"].map(|place| {
-            let tree = unpacked.join(place).join(&choice.kernel);
-            tree.join("kernel/net/vmw_vsock")
-        });
+        let places = ["usr/lib/modules", "lib/modules"]
+            .map(|place| unpacked.join(place).join(&choice.kernel).join("kernel"));
         let place = places
             .iter()
             .find(|place| place.is_dir())
-            .with_context(|| format!("package {package} has no modules for vsock"))?;
-        for name in MODULES {
-            take(cache, place, name, folder)?;
+            .with_context(|| format!("package {package} has no modules"))?;
+        for file in self.files {
+            take(cache, &place.join(file), folder)?;
         }
         fs::remove_dir_all(&unpacked)?;
         Ok(())
-    })?;
-    cache.remove_others("vsock-", &name)?;
-    Ok(MODULES
-        .iter()
-        .map(|name| folder.join(format!("{name}.ko")))
-        .collect())
+    }
 }
 
-/// Moves one module from `place` to `folder`, where it is not compressed.
-fn take(cache: &Cache, place: &Path, name: &str, folder: &Path) -> Result<()> {
-    let plain = place.join(format!("{name}.ko"));
-    let compressed = place.join(format!("{name}.ko.xz"));
+fn name_of(file: &str) -> &str {
+    file.rsplit_once('/').map_or(file, |(_, name)| name)
+}
+
+/// Moves the module `file` to `folder`, where it is not compressed.
+fn take(cache: &Cache, file: &Path, folder: &Path) -> Result<()> {
+    let plain = file.with_extension("ko");
+    let compressed = file.with_extension("ko.xz");
     if compressed.exists() {
         cache.run("modules", command("xz").arg("-d").arg(&compressed))?;
     }
-    fs::rename(&plain, folder.join(format!("{name}.ko")))
-        .with_context(|| format!("the kernel's package has no {name}.ko that can be taken"))
+    let name = plain.file_name().unwrap_or_default();
+    fs::rename(&plain, folder.join(name))
+        .with_context(|| format!("the kernel's package has no {name:?} that can be taken"))
 }
