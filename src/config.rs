@@ -45,7 +45,10 @@
 //! socket = "/run/rprocd/echo"    # unique in the file, at most 107 bytes
 //! group = "libvirt-qemu"         # as for the control socket
 //! mode = "0660"
-//! announce = true                # this is the default; false hides name service from the guest
+//! announce = true                # this is the default: the guest is told of the firmware's services;
+//!                                # a stock Linux guest needs the module virtio_rpmsg_defer for that,
+//!                                # else its kernel reports "scheduling while atomic" or a WARNING
+//!                                # at each of them. false hides name service from the guest
 //! on-departure = "restart-core"  # or "reset-vdev": when the guest is gone; the default is the
 //!                                # first where the core has one vdev, else the second
 //!
@@ -206,7 +209,10 @@ pub struct VdevConfig {
     pub socket: PathBuf,
     /// Who may connect.
     pub permissions: Permissions,
-    /// Is the name service (`VIRTIO_RPMSG_F_NS`) offered to the guest?
+    /// Is the name service (`VIRTIO_RPMSG_F_NS`) offered to the guest? By default it is, since a
+    /// guest finds the firmware's services by it alone. Linux's driver takes mutexes for each
+    /// announcement, in interrupt context where the device is virtio-pci or virtio-mmio: a stock
+    /// guest needs the module `virtio_rpmsg_defer`, else its kernel reports it, and may panic.
     pub announce: bool,
     /// What happens when the guest is gone. Without the key: the core is restarted where it
     /// serves one vdev, else the vdev is reset.

@@ -86,6 +86,85 @@ fn packaged(name: &str) -> PathBuf {
         .join(name)
 }
 
+/// Where the package has the example firmware.
+const FIRMWARE: &str = "/usr/lib/rprocd/firmware";
+
+#[test]
+fn the_packaged_configurations_are_accepted_with_the_packaged_firmware() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["m0.toml", "rprocd.toml"] {
+        let text = fs::read_to_string(packaged(name)).unwrap();
+        let value: toml::Table = text.parse().unwrap();
+        assert_eq!(value["firmware-directory"].as_str(), Some(FIRMWARE));
+        // As built here, in place of where the package has it.
+        let config = folder.path().join(name);
+        let here = firmware_dir().to_str().unwrap();
+        fs::write(&config, text.replace(FIRMWARE, here)).unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_rprocd"))
+            .arg("--config")
+            .arg(&config)
+            .arg("--check-config")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{name}: {output:?}");
+    }
+    let manifest = include_str!("../Cargo.toml");
+    let folder = FIRMWARE.strip_prefix('/').unwrap();
+    assert!(manifest.contains(&format!("/firmware/*.elf\", \"{folder}/\"")));
+}
+
+/// The values that a packaged unit of the core m0 has for a key.
+fn values(unit: &str, key: &str) -> Vec<String> {
+    let text = fs::read_to_string(packaged(unit)).unwrap();
+    let value = |line: &str| line.strip_prefix(key)?.strip_prefix('=').map(str::to_owned);
+    let values = text.lines().filter_map(value);
+    values.map(|value| value.replace("%i", "m0")).collect()
+}
+
+#[test]
+fn units_and_configuration_of_a_core_name_the_same_paths() {
+    for (unit, config) in [
+        ("rprocd@.service", "m0.toml"),
+        ("rprocd.service", "rprocd.toml"),
+    ] {
+        let text = fs::read_to_string(packaged(config)).unwrap();
+        let value: toml::Table = text.parse().unwrap();
+        assert_eq!(
+            values(unit, "ExecStart"),
+            [format!("/usr/bin/rprocd --config /etc/rprocd/{config}")]
+        );
+        let control = value["control"]["socket"].as_str().unwrap();
+        let monitor = value["control"]["monitor"].as_str().unwrap();
+        let core = &value["core"].as_array().unwrap()[0];
+        let vdevs = core["vdev"].as_array().unwrap();
+        let vdevs: Vec<_> = vdevs
+            .iter()
+            .map(|it| it["socket"].as_str().unwrap())
+            .collect();
+        // systemd makes the folders, and the daemon can write to no others.
+        let [run] = &values(unit, "RuntimeDirectory")[..] else {
+            panic!("{unit} has not one RuntimeDirectory");
+        };
+        for socket in [control, monitor].iter().chain(&vdevs) {
+            let folder = Path::new(socket).parent().unwrap();
+            assert_eq!(folder, Path::new("/run").join(run), "{config}: {socket}");
+        }
+        let [state] = &values(unit, "StateDirectory")[..] else {
+            panic!("{unit} has not one StateDirectory");
+        };
+        let dumps = core["coredump"]["directory"].as_str().unwrap();
+        let state = Path::new("/var/lib").join(state);
+        assert!(Path::new(dumps).starts_with(&state), "{config}: {dumps}");
+        if config == "m0.toml" {
+            // Else systemd would listen where nobody connects.
+            let listen = values("rprocd@.socket", "ListenStream");
+            assert_eq!(listen, [&[control][..], &vdevs].concat());
+            // Names can be replaced: the page makes a second core of the file in this way.
+            assert_eq!(core["name"].as_str(), Some("m0"));
+        }
+    }
+}
+
 /// Configures a daemon with one core in `folder`.
 fn configure(folder: &Path) {
     let config = format!(

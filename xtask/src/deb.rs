@@ -1,6 +1,7 @@
-//! `cargo xtask deb`: a Debian package of the programs, their units, pages and completions.
+//! `cargo xtask deb`: Debian packages: of the programs with their units, pages and completions, of
+//! their debug information, and of the guest's kernel module.
 //!
-//! What is in it is said in `[package.metadata.deb]` of Cargo.toml; cargo-deb makes it.
+//! What is in the first is said in `[package.metadata.deb]` of Cargo.toml; cargo-deb makes it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use crate::tools::{self, Need, program};
-use crate::{cargo, firmware, pages};
+use crate::{cargo, dkms, firmware, pages};
 
 /// Beside the built programs: what else is made and goes into a package. cargo-deb finds the target
 /// folder, wherever it is, by assets' paths that begin with `target/release` and by no others.
@@ -22,12 +23,14 @@ pub struct Packages {
     pub rprocd: PathBuf,
     /// Their debug information, for backtraces with files and lines.
     pub debug: PathBuf,
+    /// The source of the guest's kernel module, for DKMS.
+    pub module: PathBuf,
 }
 
 /// Makes them, and says where.
 pub fn run() -> Result<()> {
     let packages = build()?;
-    for package in [packages.rprocd, packages.debug] {
+    for package in [packages.rprocd, packages.debug, packages.module] {
         let size = fs::metadata(&package).map_or(0, |data| data.len());
         println!("deb: {} ({} kB)", package.display(), size / 1000);
     }
@@ -80,7 +83,12 @@ pub fn build() -> Result<Packages> {
     // As Debian calls them: apt installs no file of another name.
     let debug = ddeb.with_extension("deb");
     fs::rename(&ddeb, &debug).with_context(|| format!("cannot rename {}", ddeb.display()))?;
-    Ok(Packages { rprocd, debug })
+    let module = dkms::build(rprocd.parent().context("cargo-deb names no folder")?)?;
+    Ok(Packages {
+        rprocd,
+        debug,
+        module,
+    })
 }
 
 /// Copies the folder `from` to `to`, and nothing that was there before stays.

@@ -33,7 +33,7 @@ enum Command {
     Fw,
     /// Make manual pages and completions for shells in target/pages
     Pages,
-    /// Build a Debian package of all that is installed
+    /// Build the Debian packages: rprocd, its debug information, the guest's kernel module
     Deb,
     /// Fetch and build what a guest VM needs, and print where it is
     Kit(xtask::kit::Options),

@@ -12,7 +12,7 @@ use anyhow::{Result, bail};
 use crate::kit::{self, INSTALLED_VARIABLE, KIT_VARIABLE, OTHERS_VARIABLE, VARLINKCTL_VARIABLE};
 use crate::limit::{self, minutes};
 use crate::tools::{Gap, Need, program};
-use crate::{cargo, deb, deny, firmware, fuzz, instructions, suite, tools};
+use crate::{cargo, deb, deny, dkms, firmware, fuzz, instructions, suite, tools};
 
 /// All that is built, but for the model, which is a build of its own.
 const FEATURES: &str = "rprocd/rprocfs";
@@ -205,6 +205,14 @@ fn steps(options: &Options) -> Vec<Step<'_>> {
             suite::show(command.args(filter), SILENCE)
         }),
     });
+    if filter.is_none() && with_vm {
+        steps.push(Step {
+            name: "the guest's package",
+            needs: kit::needs(),
+            limit: minutes(60),
+            run: Box::new(module_package),
+        });
+    }
     if with_vm {
         let mut needs = kit::needs();
         needs.extend(deb::needs());
@@ -304,20 +312,25 @@ fn in_firmware(words: &[&str], target: &str) -> Result<Command> {
     Ok(command)
 }
 
+/// The guest's kernel module, as a package that DKMS builds.
+fn module_package() -> Result<()> {
+    let folder = cargo::target_directory()?.join("debian");
+    kit::module_package(&dkms::build(&folder)?)
+}
+
 /// The tests in `tests/vm`, with a kit, a daemon as it is released, and the package.
 fn vm_tests(filter: Option<&str>) -> Result<()> {
-    let (_, description) = kit::prepare(&kit::Options::default())?;
+    let (kit, description) = kit::prepare(&kit::Options::default())?;
     let firmware = firmware::build()?;
-    let package = deb::build()?.rprocd;
-    let rprocd = cargo::target_directory()?.join("release/rprocd");
+    let packages = deb::build()?;
     let mut command: Command = cargo::cargo();
     command.args(["test", "--release", "--package", "rprocd", "--test", "vm"]);
     // As in the package, so that it is built once.
     command.args(["--features", "rprocfs"]);
     command.args(filter).env(KIT_VARIABLE, description);
-    let gap = match kit::installed(&package, &rprocd, &firmware) {
-        Ok(initramfs) => {
-            command.env(INSTALLED_VARIABLE, initramfs);
+    let gap = match kit::installed(&kit, &[packages.rprocd]) {
+        Ok(description) => {
+            command.env(INSTALLED_VARIABLE, description);
             None
         }
         Err(error) if error.is::<Gap>() => Some(error),

@@ -288,7 +288,7 @@ fn with_guest(
     };
     let mut guest = Guest::boot(kit, &guest_options)?;
     if peer.is_some() {
-        for module in kit::VSOCK_MODULES {
+        for module in kit::vsock_modules() {
             guest.run(&format!("insmod /modules/{module}.ko"), SHORT)?;
         }
     }

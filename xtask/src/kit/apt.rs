@@ -155,11 +155,7 @@ impl<'a> Apt<'a> {
         if self.updated.as_ref() == Some(&key) {
             return Ok(());
         }
-        let archive = archive()?;
-        let keyring = KEYRINGS
-            .iter()
-            .find(|path| Path::new(path).exists())
-            .context("Debian's keys are missing: install the package debian-archive-keyring")?;
+        let sources = sources(&suites)?;
         let state = self.state();
         if state.exists() {
             fs::remove_dir_all(&state)?;
@@ -168,13 +164,7 @@ impl<'a> Apt<'a> {
             fs::create_dir_all(state.join(folder))?;
         }
         fs::write(state.join("status"), "")?;
-        let mut sources = String::new();
-        for suite in suites {
-            sources.push_str(&format!(
-                "deb [signed-by={keyring}] {archive} {suite} main non-free-firmware\n"
-            ));
-        }
-        fs::write(state.join("sources.list"), sources)?;
+        fs::write(state.join("sources.list"), sources.join("\n") + "\n")?;
         println!("kit: fetching the package lists of {key} (about 10 MB)");
         self.cache.run(
             "apt",
@@ -182,6 +172,14 @@ impl<'a> Apt<'a> {
         )?;
         self.updated = Some(key);
         Ok(())
+    }
+
+    /// The lines of apt's sources for the chosen suites.
+    pub fn sources(&self, choice: &Choice) -> Result<Vec<String>> {
+        let suites: Vec<&str> = std::iter::once(choice.suite.as_str())
+            .chain(choice.addition.as_deref())
+            .collect();
+        sources(&suites)
     }
 
     fn state(&self) -> PathBuf {
@@ -344,6 +342,18 @@ impl<'a> Apt<'a> {
         }
         self.clear_archives()
     }
+}
+
+/// The lines of apt's sources for suites of Debian's archive.
+fn sources(suites: &[&str]) -> Result<Vec<String>> {
+    let archive = archive()?;
+    let keyring = KEYRINGS
+        .iter()
+        .find(|path| Path::new(path).exists())
+        .context("Debian's keys are missing: install the package debian-archive-keyring")?;
+    let line =
+        |suite| format!("deb [signed-by={keyring}] {archive} {suite} main non-free-firmware");
+    Ok(suites.iter().map(line).collect())
 }
 
 fn gone(choice: &Choice) -> String {

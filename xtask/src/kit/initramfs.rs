@@ -1,7 +1,6 @@
 //! The guest's whole file system: busybox, the modules, the check program, our init.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -124,7 +123,6 @@ impl Entry {
     }
 }
 
-const LINK: u32 = 0o120_000;
 const FILE: u32 = 0o100_000;
 const FOLDER: u32 = 0o040_000;
 const CHARACTER_DEVICE: u32 = 0o020_000;
@@ -137,40 +135,11 @@ impl Archive {
         }
     }
 
-    fn folder(&mut self, name: &str) {
+    pub fn folder(&mut self, name: &str) {
         self.entry(name, &Entry::new(FOLDER | 0o755), &[]);
     }
 
-    /// All that is in `folder`, with its permissions, as root's. What is neither file, folder nor
-    /// link is left out.
-    pub fn tree(&mut self, folder: &Path) -> Result<()> {
-        self.below(folder, "")
-    }
-
-    fn below(&mut self, folder: &Path, prefix: &str) -> Result<()> {
-        let entries: std::io::Result<Vec<_>> = fs::read_dir(folder)?.collect();
-        let mut entries = entries?;
-        entries.sort_by_key(fs::DirEntry::file_name);
-        for entry in entries {
-            let path = entry.path();
-            let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
-            let data = entry.metadata()?;
-            let permissions = data.permissions().mode() & 0o7777;
-            if data.is_dir() {
-                self.entry(&name, &Entry::new(FOLDER | permissions), &[]);
-                self.below(&path, &format!("{name}/"))?;
-            } else if data.is_symlink() {
-                let to = fs::read_link(&path)?;
-                let entry = Entry::new(LINK | 0o777);
-                self.entry(&name, &entry, to.as_os_str().as_encoded_bytes());
-            } else if data.is_file() {
-                self.entry(&name, &Entry::new(FILE | permissions), &read(&path)?);
-            }
-        }
-        Ok(())
-    }
-
-    fn modules(&mut self, files: &[PathBuf]) -> Result<()> {
+    pub fn modules(&mut self, files: &[PathBuf]) -> Result<()> {
         for file in files {
             let name = file.file_name().unwrap_or_default().to_string_lossy();
             self.file(&format!("modules/{name}"), &read(file)?);

@@ -11,16 +11,18 @@
 mod accel;
 mod apt;
 mod cache;
+mod debian;
 mod hash;
 mod initramfs;
 mod installed;
 mod kernel;
+mod module_package;
 mod modules;
 mod others;
 mod qemu;
+mod ready_made;
 mod tree;
 mod varlink;
-mod vsock;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,6 +32,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::apt::{MachineArchive, machine_archive};
 pub use self::cache::{Cache, command, tail};
+pub use self::installed::Installed;
 use crate::tools::{self, Need, program};
 
 /// Names the kit's description, for the VM tests.
@@ -41,7 +44,7 @@ pub const OTHERS_VARIABLE: &str = "RPROCD_TEST_FIRMWARE";
 /// Names systemd's Varlink client, for the tests that call rprocd with it.
 pub const VARLINKCTL_VARIABLE: &str = "RPROCD_VARLINKCTL";
 
-/// Names the initramfs of a guest in which the package is installed.
+/// Names the description of a guest in which the packages are installed.
 pub const INSTALLED_VARIABLE: &str = "RPROCD_VM_INSTALLED";
 
 /// `cargo xtask kit`.
@@ -81,12 +84,12 @@ impl Kit {
             .with_context(|| format!("{} is no description of a kit", path.display()))
     }
 
-    /// The same kit with an initramfs of its own, which has [`VSOCK_MODULES`] too.
+    /// The same kit with an initramfs of its own, which has those of [`vsock_modules`] too.
     pub fn with_vsock(self) -> Result<Self> {
         let cache = Cache::open()?;
         let choice = apt::Choice::load(&cache)
             .context("nothing says which kernel the kit has: run `cargo xtask kit`")?;
-        let modules = vsock::get(&cache, &mut apt::Apt::new(&cache), &choice)?;
+        let modules = ready_made::VSOCK.get(&cache, &mut apt::Apt::new(&cache), &choice)?;
         let initramfs = initramfs::with(&cache, &self.initramfs, &modules)?;
         Ok(Self { initramfs, ..self })
     }
@@ -158,7 +161,9 @@ pub fn prepare(options: &Options) -> Result<(Kit, PathBuf)> {
 }
 
 /// In the order in which a guest loads them, what [`Kit::with_vsock`] adds to `/modules`.
-pub const VSOCK_MODULES: [&str; 3] = vsock::MODULES;
+pub fn vsock_modules() -> impl Iterator<Item = &'static str> {
+    ready_made::VSOCK.names()
+}
 
 /// The folder with firmware that others made, for [`OTHERS_VARIABLE`]; fetched if it is not there.
 pub fn others() -> Result<PathBuf> {
@@ -172,13 +177,21 @@ pub fn others() -> Result<PathBuf> {
     others::get(&cache, &mut apt, &choice)
 }
 
-/// An initramfs for [`INSTALLED_VARIABLE`]: Debian, and in `/root` the `package` and images from
-/// `firmware`. `rprocd` is a program of the package.
+/// The description for [`INSTALLED_VARIABLE`]: a Debian, with `packages` in the operator's home.
 ///
 /// # Errors
 /// A [`tools::Gap`] if the programs cannot run there.
-pub fn installed(package: &Path, rprocd: &Path, firmware: &Path) -> Result<PathBuf> {
-    installed::get(&Cache::open()?, package, rprocd, firmware)
+pub fn installed(kit: &Kit, packages: &[PathBuf]) -> Result<PathBuf> {
+    installed::get(&Cache::open()?, kit, packages)
+}
+
+/// Installs the package of the guest's kernel module where DKMS and the kernel's headers are, and
+/// removes it.
+///
+/// # Errors
+/// A [`tools::Gap`] if this user cannot install packages in a folder.
+pub fn module_package(package: &Path) -> Result<()> {
+    module_package::check(&Cache::open()?, package)
 }
 
 /// systemd's Varlink client, for [`VARLINKCTL_VARIABLE`]; fetched if it is not there.

@@ -1,4 +1,5 @@
-//! Runs commands for the host, over a serial port.
+//! Runs commands for the host, over a serial port; and the host's side of it, for a host that is
+//! itself a guest of the tests.
 //!
 //! The host writes lines, the agent answers each:
 //!
@@ -13,13 +14,14 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process_group};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
@@ -146,9 +148,122 @@ fn exit_code(status: ExitStatus) -> i32 {
         .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
+/// Has the agent behind `socket` run a command; waits until there is one. All of it within `limit`.
+pub fn ask(socket: &str, limit: Duration, command: &str) -> Result<(i32, Vec<u8>)> {
+    ensure!(!command.contains('\n'), "a command is one line");
+    let deadline = Instant::now() + limit;
+    let late = |what| format!("{what} at {socket} within {} s", limit.as_secs());
+    let mut lines = connect(socket, deadline).with_context(|| late("nobody listens"))?;
+    in_step(&mut lines, deadline).with_context(|| late("no agent answers"))?;
+    let left = deadline.saturating_duration_since(Instant::now());
+    writeln!(
+        lines.get_mut(),
+        "run run {} {command}",
+        left.as_secs().max(1)
+    )?;
+    // The agent keeps the limit; this is for one that does not.
+    let patience = left + Duration::from_secs(5);
+    lines.get_mut().set_read_timeout(Some(patience))?;
+    let header = loop {
+        let mut line = String::new();
+        let length = lines.read_line(&mut line).context("no answer")?;
+        ensure!(length > 0, "the agent's connection closed");
+        if let Some(rest) = line.trim().strip_prefix("done run ") {
+            break rest.to_owned();
+        }
+    };
+    let (exit, length) = header.split_once(' ').context("no length")?;
+    let mut output = vec![0; length.parse().context("no length")?];
+    lines
+        .read_exact(&mut output)
+        .context("the answer breaks off")?;
+    Ok((exit.parse().context("no exit code")?, output))
+}
+
+fn connect(socket: &str, deadline: Instant) -> Result<BufReader<UnixStream>> {
+    loop {
+        match UnixStream::connect(socket) {
+            Ok(stream) => {
+                let patience = Some(Duration::from_millis(300));
+                stream.set_read_timeout(patience)?;
+                stream.set_write_timeout(patience)?;
+                return Ok(BufReader::new(stream));
+            }
+            Err(error) if Instant::now() >= deadline => return Err(error.into()),
+            Err(_) => thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}
+
+/// Pings until an answer comes to that very ping: there may be noise on the line, and answers to
+/// whoever asked before.
+fn in_step(lines: &mut BufReader<UnixStream>, deadline: Instant) -> Result<()> {
+    for id in 0_u64.. {
+        // With nobody to read the line may be full.
+        let _ = writeln!(lines.get_mut(), "ping {id}");
+        let mut line = Vec::new();
+        while lines
+            .read_until(b'\n', &mut line)
+            .is_ok_and(|length| length > 0)
+        {
+            let text = String::from_utf8_lossy(&line);
+            if text.starts_with(&format!("pong {id} ")) {
+                return Ok(());
+            }
+            line.clear();
+        }
+        if Instant::now() >= deadline {
+            bail!("{id} pings without an answer");
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    bail!("no more numbers for pings")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_agent_is_asked_once_it_is_there_and_its_noise_is_passed_over() {
+        use std::os::unix::net::UnixListener;
+
+        let path = std::env::temp_dir().join(format!("rprocd-agent-{}", std::process::id()));
+        let listener = UnixListener::bind(&path).unwrap();
+        let agent = thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let mut lines = BufReader::new(stream);
+            let mut line = String::new();
+            lines.read_line(&mut line).unwrap();
+            let number = line.trim().strip_prefix("ping ").unwrap().to_owned();
+            write!(lines.get_mut(), "noise\npong {number} boot\n").unwrap();
+            loop {
+                line.clear();
+                lines.read_line(&mut line).unwrap();
+                if let Some(rest) = line.strip_prefix("run run ") {
+                    let (_, command) = rest.trim_end().split_once(' ').unwrap();
+                    let (exit, output) = run(command, Duration::from_secs(10));
+                    write!(lines.get_mut(), "done run {exit} {}\n", output.len()).unwrap();
+                    lines.get_mut().write_all(&output).unwrap();
+                    return;
+                }
+            }
+        });
+        let answer = ask(
+            path.to_str().unwrap(),
+            Duration::from_secs(30),
+            "echo a b; exit 4",
+        );
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(answer.unwrap(), (4, b"a b\n".to_vec()));
+        agent.join().unwrap();
+    }
+
+    #[test]
+    fn an_agent_that_is_not_there_is_not_waited_for_without_end() {
+        let error = ask("/nowhere", Duration::ZERO, "true").unwrap_err();
+        assert!(format!("{error:#}").contains("nobody listens at /nowhere"));
+    }
 
     #[test]
     fn a_command_gives_its_output_and_exit_code() {

@@ -11,7 +11,9 @@ mod survive;
 mod tty;
 mod wait;
 
+use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -27,6 +29,7 @@ const USAGE: &str = "usage:
   rprocd-guest-check survive DEATHS
   rprocd-guest-check die illegal|wild-store|stack-overflow|hang
   rprocd-guest-check agent DEV
+  rprocd-guest-check ask SOCKET SECONDS COMMAND
 Addresses are decimal or 0x hexadecimal; `any` is 0xffffffff.";
 
 fn main() -> ExitCode {
@@ -66,6 +69,12 @@ fn run(words: &[&str]) -> Result<bool> {
         }
         ["die", death] => survive::die(death),
         ["agent", device] => agent::serve(device).map(|()| true),
+        ["ask", socket, seconds, command] => {
+            let seconds = seconds.parse().context("SECONDS must be a number")?;
+            let (exit, output) = agent::ask(socket, Duration::from_secs(seconds), command)?;
+            std::io::stdout().write_all(&output)?;
+            Ok(exit == 0)
+        }
         _ => bail!("{USAGE}"),
     }
 }
