@@ -7,6 +7,7 @@
 //! | `crash` | the real daemon against firmware that dies |
 //! | `dumps` | the real daemon's coredumps against gdb, quotas and full disks |
 //! | `engine` | the rv32 engine against riscv-tests, QEMU, and hostile firmware |
+//! | `examples` | the files of `examples/`, used as they say |
 //! | `firmware` | the public reading of images against builders of our own and real files |
 //! | `frontend` | not tests: a VMM and an rpmsg driver in this process |
 //! | `guest` | the real daemon against that VMM and that driver |
@@ -32,6 +33,7 @@ mod coredump;
 mod crash;
 mod dumps;
 mod engine;
+mod examples;
 mod firmware;
 mod frontend;
 mod guest;

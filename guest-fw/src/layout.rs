@@ -1,27 +1,61 @@
 //! Where things are in the RAM of the core.
 //!
-//! Constants only, read three times: by the code, by the resource table and by `build.rs`, which
-//! writes the linker script from them. Nothing else may state an address in RAM.
+//! The linker script says it: its fixed part is `link.x`, which `build.rs` writes, and the sizes
+//! are the image's own choice, in its `memory.x`. Here are the linker's symbols, for the code and
+//! for the resource table, so that the three cannot disagree. Nothing else may state an address in
+//! RAM.
 //!
 //! The stack is lowest, so that an overflow leaves RAM at its lower end and faults, where it would
-//! otherwise eat data. The trap handler has a stack of its own, above it.
+//! otherwise overwrite data. The trap handler has a stack of its own, above it.
 
-use crate::board::ram;
+#![allow(unsafe_code)]
 
-/// The carveout that holds everything below: first byte.
-pub const CARVEOUT_BASE: u32 = ram::BASE;
-/// Bytes in the carveout.
-pub const CARVEOUT_SIZE: u32 = 256 * 1024;
+#[cfg(target_os = "none")]
+mod linked {
+    /// A number that the linker fills in, as the address of a symbol.
+    pub type Word = *const u8;
 
-/// The stack grows down from here to [`CARVEOUT_BASE`].
-pub const STACK_TOP: u32 = CARVEOUT_BASE + 32 * 1024;
-/// The trap handler's stack grows down from here to [`STACK_TOP`].
-pub const TRAP_STACK_TOP: u32 = STACK_TOP + 4 * 1024;
+    unsafe extern "C" {
+        static __carveout: u8;
+        static __carveout_size: u8;
+        static __trace: u8;
+        static __trace_size: u8;
+    }
 
-/// The trace buffer: first byte.
-pub const TRACE_BASE: u32 = TRAP_STACK_TOP;
-/// Bytes in the trace buffer.
-pub const TRACE_SIZE: u32 = 8 * 1024;
+    // The symbols are numbers: none is ever read.
+    pub const CARVEOUT: Word = &raw const __carveout;
+    pub const CARVEOUT_SIZE: Word = &raw const __carveout_size;
+    pub const TRACE: Word = &raw const __trace;
+    pub const TRACE_SIZE: Word = &raw const __trace_size;
 
-/// Code, constants, resource table and data follow from here on.
-pub const IMAGE_BASE: u32 = TRACE_BASE + TRACE_SIZE;
+    pub fn number(word: Word) -> u32 {
+        word.addr() as u32
+    }
+}
+
+/// A host's tests are linked without the script. They look at the table's shape, not at its places.
+#[cfg(not(target_os = "none"))]
+mod linked {
+    pub type Word = u32;
+
+    pub const CARVEOUT: Word = crate::board::ram::BASE;
+    pub const CARVEOUT_SIZE: Word = 256 * 1024;
+    pub const TRACE: Word = CARVEOUT + 36 * 1024;
+    pub const TRACE_SIZE: Word = 8 * 1024;
+
+    pub fn number(word: Word) -> u32 {
+        word
+    }
+}
+
+pub(crate) use linked::{CARVEOUT, CARVEOUT_SIZE, TRACE, TRACE_SIZE, Word};
+
+/// The first byte behind the carveout that holds the whole image.
+pub fn carveout_end() -> u32 {
+    linked::number(CARVEOUT).wrapping_add(linked::number(CARVEOUT_SIZE))
+}
+
+/// The trace buffer: its first byte, and how many there are.
+pub fn trace() -> (u32, u32) {
+    (linked::number(TRACE), linked::number(TRACE_SIZE))
+}

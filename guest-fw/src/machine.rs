@@ -76,7 +76,7 @@ impl Board {
 /// No register says how much RAM there is, so it is tried out, by halving: RAM is one piece.
 fn shared_ram() -> Window {
     const PAGE: u32 = 4096;
-    let first = layout::CARVEOUT_BASE + layout::CARVEOUT_SIZE;
+    let first = layout::carveout_end();
     // RAM ends after `there` pages at least, and not after `not_there` of them.
     let (mut there, mut not_there) = ((first - ram::BASE) / PAGE, (u32::MAX - ram::BASE) / PAGE);
     while not_there - there > 1 {

@@ -20,10 +20,11 @@ use crate::text::{self, Line};
 static END: AtomicU32 = AtomicU32::new(0);
 
 fn buffer() -> Span {
-    let first = core::ptr::with_exposed_provenance_mut(layout::TRACE_BASE as usize);
+    let (first, len) = layout::trace();
+    let first = core::ptr::with_exposed_provenance_mut(first as usize);
     // SAFETY: the linker script keeps this part of RAM free of everything else, so it is valid for
-    // ever and no reference covers it; the address is a multiple of 4.
-    unsafe { Span::new(first, layout::TRACE_SIZE) }
+    // ever and no reference covers it; the address is a multiple of 4, as the script asserts of the sizes before it.
+    unsafe { Span::new(first, len) }
 }
 
 /// Writes a line, with the time in seconds in front.

@@ -118,6 +118,11 @@ impl Daemon {
         Self::launch(wrapper, Arc::clone(&self.folder))
     }
 
+    /// With the `rprocd.toml` that is in `folder`. Sockets are called after the cores, with `.sock`.
+    pub fn start_in(folder: TempDir) -> Self {
+        Self::launch(&[], Arc::new(folder))
+    }
+
     fn launch(wrapper: &[&str], folder: Arc<TempDir>) -> Self {
         let config = folder.path().join("rprocd.toml");
         let words = [wrapper, &[env!("CARGO_BIN_EXE_rprocd")]].concat();

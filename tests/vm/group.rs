@@ -1,6 +1,6 @@
 //! Checks that share a guest.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -43,6 +43,16 @@ impl Environment {
     /// What guests are started with.
     pub fn kit(&self) -> Result<&Kit> {
         self.kit.as_ref().context("no kit")
+    }
+
+    /// The folder with the daemon, `rprocctl` beside it.
+    pub fn programs(&self) -> Result<&Path> {
+        self.daemon.parent().context("no daemon")
+    }
+
+    /// An image of guest-fw.
+    pub fn image(&self, name: &str) -> PathBuf {
+        self.firmware.join(format!("{name}.elf"))
     }
 }
 

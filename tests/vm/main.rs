@@ -10,6 +10,7 @@ mod group;
 mod installed;
 mod made_by_hand;
 mod recovery;
+mod script;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
     trials.extend(group::trials(&environment, announced::GROUP));
     trials.extend(group::trials(&environment, made_by_hand::GROUP));
     trials.extend(group::trials(&environment, recovery::GROUP));
+    trials.extend(script::trials(&environment));
     trials.extend(installed::trials(&environment));
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -1,7 +1,6 @@
 //! `cargo xtask demo`: the main job, shown.
 
 use std::fs;
-use std::io::IsTerminal;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -11,16 +10,14 @@ use anyhow::{Context, Result, anyhow, ensure};
 use crate::kit::{self, Kit};
 use crate::limit::{self, minutes};
 use crate::tools::{self, Need};
-use crate::vm::{Console, Daemon, Guest, GuestOptions, Vdev};
-use crate::{cargo, firmware};
+use crate::vm::{Daemon, Vdev};
+use crate::{cargo, firmware, guest};
 
 const MESSAGES: u64 = 10_000;
 const SIZES: [usize; 2] = [496, 1];
 /// Emulated on a busy machine.
 const EXCHANGE_LIMIT: Duration = Duration::from_secs(300);
 const SHORT: Duration = Duration::from_secs(60);
-/// Of the kernel's messages the console shows errors only. dmesg has them all.
-const QUIET: &str = "loglevel=4";
 
 /// `cargo xtask demo`.
 #[derive(clap::Args, Debug)]
@@ -33,10 +30,7 @@ pub struct Options {
 /// Sets all up, runs the guest, and checks what it says.
 pub fn run(options: &Options) -> Result<()> {
     if options.shell {
-        ensure!(
-            std::io::stdin().is_terminal(),
-            "--shell needs a terminal to type in"
-        );
+        guest::need_terminal()?;
     }
     let mut needs = kit::needs();
     needs.push(Need::Target(firmware::TARGET));
@@ -47,12 +41,9 @@ pub fn run(options: &Options) -> Result<()> {
         kit::prepare(&kit::Options::default())
     })?;
     let images = limit::within("building the firmware images", minutes(30), firmware::build)?;
-    println!("demo: building rprocd");
-    let words = ["build", "--release", "--package", "rprocd", "--bins"];
-    limit::within("building rprocd", minutes(60), || {
-        cargo::show(cargo::cargo().args(words))
+    let programs = limit::within("building rprocd", minutes(60), || {
+        guest::build_programs("demo")
     })?;
-    let programs = cargo::target_directory()?.join("release");
 
     let path = cargo::root().join("vmm-config/demo/rprocd.toml");
     let config =
@@ -83,30 +74,7 @@ fn with_guest(
     programs: &Path,
     vdevs: Vec<Vdev>,
 ) -> Result<u64> {
-    let how = match kit.accel.as_str() {
-        "kvm" => "with KVM",
-        _ => "emulated: a minute or so",
-    };
-    println!(
-        "demo: booting Linux {} in {} ({how})",
-        kit.kernel_version, kit.qemu_version
-    );
-    let guest_options = if options.shell {
-        GuestOptions {
-            vdevs,
-            append: format!("{QUIET} rprocd.mode=shell"),
-            console: Console::Terminal,
-            ..GuestOptions::default()
-        }
-    } else {
-        GuestOptions {
-            vdevs,
-            append: QUIET.to_owned(),
-            console: Console::Shown,
-            ..GuestOptions::default()
-        }
-    };
-    let mut guest = Guest::boot(kit, &guest_options)?;
+    let mut guest = guest::boot("demo", kit, vdevs, options.shell)?;
     // Both channels are announced some time after the driver is up.
     guest.wait_for("rprocd-guest-check list", SHORT, |list| {
         list.contains("/dev/rpmsg0") && list.contains("/dev/ttyRPMSG0")

@@ -4,8 +4,8 @@
 //! - [`vm`] runs a guest and the daemon; the demo and the VM tests both stand on it.
 //! - [`pages`], [`deb`] and [`dkms`] make what is installed beside the programs, and the packages.
 //! - [`page`] reads the commands of a page of the documentation, for the test that runs them.
-//! - [`firmware`], [`check`], [`demo`], [`bench`](mod@bench), [`fuzz`], [`test`](mod@test),
-//!   [`fresh`] are the commands of `cargo xtask`; [`deny`], [`instructions`] are steps of `test`.
+//! - [`firmware`], [`check`], [`demo`], [`guest`], [`bench`](mod@bench), [`fuzz`],
+//!   [`test`](mod@test), [`fresh`] are the commands of `cargo xtask`; [`deny`], [`instructions`] are steps of `test`.
 //! - [`tools`] gets what others make, [`limit`] and [`suite`] see to it that nothing hangs.
 
 pub mod bench;
@@ -18,6 +18,7 @@ pub mod dkms;
 pub mod firmware;
 pub mod fresh;
 pub mod fuzz;
+pub mod guest;
 pub mod instructions;
 pub mod kit;
 pub mod limit;

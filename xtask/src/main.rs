@@ -19,6 +19,8 @@ struct Arguments {
 enum Command {
     /// Show the main job: a Linux guest exchanges messages with firmware that rprocd runs
     Demo(xtask::demo::Options),
+    /// Boot a Linux guest against firmware of yours, run a script in it, and end with its status
+    Guest(xtask::guest::Options),
     /// Format, lints, documentation and every test, those in a VM included
     Test(xtask::test::Options),
     /// Run README's two commands on a fresh machine: a bare Debian tree with a clone of HEAD
@@ -42,6 +44,8 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo(options) => xtask::demo::run(&options),
+        // It ends with the script's own status.
+        Command::Guest(options) => return xtask::guest::run(&options),
         Command::Test(options) => xtask::test::run(&options),
         Command::Fresh(options) => xtask::fresh::run(&options),
         Command::Bench(options) => xtask::bench::run(&options),

@@ -38,10 +38,15 @@ pub fn with(cache: &Cache, base: &Path, modules: &[PathBuf]) -> Result<PathBuf> 
 
 /// What is in `base`, and what is in `archive`.
 pub fn joined(cache: &Cache, kind: &str, base: &Path, archive: Archive) -> Result<PathBuf> {
+    keep(cache, kind, &followed_by(base, archive)?)
+}
+
+/// The content of `base`, and what is in `archive` behind it.
+pub fn followed_by(base: &Path, archive: Archive) -> Result<Vec<u8>> {
     // The kernel unpacks archives that follow each other, one into the other.
     let mut bytes = read(base)?;
     bytes.extend(archive.finish());
-    keep(cache, kind, &bytes)
+    Ok(bytes)
 }
 
 /// Writes it, if it is not there, and removes earlier ones of its kind.

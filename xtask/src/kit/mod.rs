@@ -84,6 +84,19 @@ impl Kit {
             .with_context(|| format!("{} is no description of a kit", path.display()))
     }
 
+    /// The same kit with an initramfs of its own in `folder`, which has the executable file `name`
+    /// too.
+    pub fn with_file(&self, name: &str, content: &[u8], folder: &Path) -> Result<Self> {
+        let mut archive = initramfs::Archive::new();
+        archive.file(name, content);
+        let bytes = initramfs::followed_by(&self.initramfs, archive)?;
+        let initramfs = folder.join("initramfs.cpio");
+        fs::write(&initramfs, bytes)
+            .with_context(|| format!("cannot write {}", initramfs.display()))?;
+        let kit = self.clone();
+        Ok(Self { initramfs, ..kit })
+    }
+
     /// The same kit with an initramfs of its own, which has those of [`vsock_modules`] too.
     pub fn with_vsock(self) -> Result<Self> {
         let cache = Cache::open()?;

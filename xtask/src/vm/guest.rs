@@ -350,10 +350,15 @@ impl Guest {
             ),
             limit,
         )?;
+        self.show_all();
+        Ok(output)
+    }
+
+    /// Prints what its console has shown by now, if that is shown at all.
+    pub fn show_all(&self) {
         if let Some(shown) = &self.shown {
             shown.catch_up();
         }
-        Ok(output)
     }
 
     /// Reboots the guest and waits until it is up again.
