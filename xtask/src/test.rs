@@ -208,13 +208,13 @@ fn steps(options: &Options) -> Vec<Step<'_>> {
     if filter.is_none() && with_vm {
         steps.push(Step {
             name: "the guest's package",
-            needs: kit::needs(),
+            needs: kit::debian_needs(),
             limit: minutes(60),
             run: Box::new(module_package),
         });
     }
     if with_vm {
-        let mut needs = kit::needs();
+        let mut needs = kit::debian_needs();
         needs.extend(deb::needs());
         steps.push(Step {
             name: "tests in a VM",

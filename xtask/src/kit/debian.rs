@@ -9,7 +9,7 @@ use anyhow::Result;
 
 use super::apt::{Apt, Choice};
 use super::cache::{Cache, command};
-use crate::tools::{self, Gap, tool};
+use crate::tools::{self, Gap};
 
 /// Makes one of the chosen suites with `packages`, of a format of mmdebstrap, at `target`. `hooks`
 /// are carried out when the packages are installed, as mmdebstrap's `--customize-hook` says it.
@@ -24,10 +24,6 @@ pub fn make(
     hooks: &[String],
     (format, target): (&str, &Path),
 ) -> Result<()> {
-    tools::need(&[
-        tool("mmdebstrap", "mmdebstrap"),
-        tool("genext2fs", "genext2fs"),
-    ])?;
     if let Some(gap) = gap() {
         return Err(Gap(gap).into());
     }

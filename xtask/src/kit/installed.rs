@@ -20,7 +20,7 @@ use super::cache::{Cache, command};
 use super::initramfs::{self, Archive, read};
 use super::ready_made::HYPERVISOR;
 use super::{INSTALLED_VARIABLE, Kit, debian, write_atomically};
-use crate::tools::{self, Gap, tool};
+use crate::tools::Gap;
 
 /// Changes with what is made of the packages.
 const RECIPE: u32 = 3;
@@ -162,7 +162,6 @@ fn disk(cache: &Cache, apt: &mut Apt, choice: &Choice) -> Result<PathBuf> {
     let prefix = "debian-disk-";
     let name = format!("{prefix}{RECIPE}-{}", choice.suite);
     let folder = cache.piece(&name, |folder| {
-        tools::need(&[tool("resize2fs", "e2fsprogs")])?;
         fs::write(folder.join(LIBC_VERSION), apt.version(choice, "libc6")?)?;
         let unit = folder.join("rprocd-agent.service");
         fs::write(&unit, AGENT_UNIT)?;

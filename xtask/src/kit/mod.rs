@@ -141,6 +141,18 @@ pub fn needs() -> Vec<Need> {
     ]
 }
 
+/// What making whole Debian systems needs: for the guest in which the package is installed, and for
+/// the package of the guest's module.
+pub fn debian_needs() -> Vec<Need> {
+    let mut needs = needs();
+    needs.extend([
+        program("mmdebstrap", "mmdebstrap"),
+        program("genext2fs", "genext2fs"),
+        program("resize2fs", "e2fsprogs"),
+    ]);
+    needs
+}
+
 /// Makes what is missing; returns the kit and the file that describes it.
 pub fn prepare(options: &Options) -> Result<(Kit, PathBuf)> {
     tools::prepare(&[("the VM kit", needs())])?;
