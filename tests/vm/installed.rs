@@ -14,7 +14,7 @@ use libtest_mimic::Trial;
 use xtask::kit::{INSTALLED_VARIABLE, Kit};
 use xtask::vm::{Guest, GuestOptions};
 
-use super::group::{Environment, LONG, SHORT};
+use super::group::{Environment, LONG, SHORT, trial};
 
 /// systemd, and twice its initramfs.
 const MEMORY_MIB: u32 = 1024;
@@ -59,16 +59,15 @@ pub fn trials(environment: &Arc<Environment>) -> Vec<Trial> {
         return Vec::new();
     };
     let state = Arc::new(Mutex::new(State::New(initramfs)));
-    let trial = |(name, check): &(&str, Check)| {
+    let check = |(name, check): &(&str, Check)| {
         let (state, environment) = (Arc::clone(&state), Arc::clone(environment));
         let check = *check;
-        Trial::test(format!("installed::{name}"), move || {
+        trial(format!("installed::{name}"), move || {
             let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-            let result = run(&mut state, &environment, check);
-            result.map_err(|error| format!("{error:#}").into())
+            run(&mut state, &environment, check)
         })
     };
-    CHECKS.iter().map(trial).collect()
+    CHECKS.iter().map(check).collect()
 }
 
 /// The guest: not started yet, running, or lost with a check that failed, since the next ones

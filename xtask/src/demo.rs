@@ -17,8 +17,8 @@ use crate::{cargo, firmware};
 const MESSAGES: u64 = 10_000;
 const SIZES: [usize; 2] = [496, 1];
 /// Emulated on a busy machine.
-const EXCHANGE_LIMIT: Duration = Duration::from_secs(300);
-const SHORT: Duration = Duration::from_secs(60);
+const EXCHANGE_LIMIT: Duration = Duration::from_secs(900);
+const SHORT: Duration = Duration::from_secs(180);
 /// Of the kernel's messages the console shows errors only. dmesg has them all.
 const QUIET: &str = "loglevel=4";
 
