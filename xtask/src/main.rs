@@ -19,9 +19,11 @@ struct Arguments {
 enum Command {
     /// Show the main job: a Linux guest exchanges messages with firmware that rprocd runs
     Demo(xtask::demo::Options),
-    /// Format, lints, documentation and every test, those in a VM included
+    /// Everything that must hold: format, dependencies, lints, documentation and every test, those
+    /// in a VM included
     Test(xtask::test::Options),
-    /// Run README's two commands on a fresh machine: a bare Debian tree with a clone of HEAD
+    /// What CI runs: README's two commands on a fresh machine, a bare Debian tree with a clone of
+    /// HEAD
     Fresh(xtask::fresh::Options),
     /// Measure rprocd beside its peers, in one run
     Bench(xtask::bench::Options),
@@ -33,7 +35,7 @@ enum Command {
     Fw,
     /// Make manual pages and completions for shells in target/pages
     Pages,
-    /// Build a Debian package of all that is installed
+    /// Build Debian packages: all that is installed, and its debug information
     Deb,
     /// Fetch and build what a guest VM needs, and print where it is
     Kit(xtask::kit::Options),
