@@ -21,7 +21,7 @@ use tempfile::TempDir;
 
 use crate::lifecycle::{self, crash, engine, image, running_engine, table, without_recovery};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// What the server has, and not five seconds, so that a test need not wait for them.
 const MESSAGE_PATIENCE: Duration = Duration::from_millis(300);
 

@@ -12,7 +12,7 @@ use crate::frontend::process::{Core, Daemon};
 use crate::frontend::rpmsg::{Announcement, RpmsgDriver};
 use crate::frontend::vmm::{Options, Vmm};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 const OWN_ADDRESS: u32 = 1030;
 const NAME: &str = "rpmsg-raw";
 /// What `chaos` announces: its own channel, a terminal, and that of the client sample.

@@ -22,7 +22,7 @@ use crate::frontend::process::{Core, Daemon, firmware_dir, refusal_at_start};
 use crate::frontend::rpmsg::RpmsgDriver;
 use crate::frontend::vmm::{Options, Vmm};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 const OWN_ADDRESS: u32 = 1030;
 /// Restarts at once, as often as it takes.
 const EAGER: &str = "[core.recovery]\nminimum-run-time-ms = 0\nhold-after = 0";

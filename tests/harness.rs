@@ -12,7 +12,7 @@ use crate::frontend::exchange::{Exchange, Sizes, exchange, fill};
 use crate::frontend::rpmsg::{Announcement, Channel, PAYLOAD, RpmsgDriver, SendError, Waiting};
 use crate::frontend::vmm::{F_EVENT_IDX, F_NAME_SERVICE, Manner, Options, Vmm};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A served reference device.
 struct Served {
@@ -175,7 +175,7 @@ fn a_device_that_trusts_the_ring_base_starves_under_cloud_hypervisor_alone() {
         let limit = if manner == Manner::CloudHypervisor {
             100
         } else {
-            10_000
+            120_000
         };
         let answer = driver.recv_within(Duration::from_millis(limit));
         assert_eq!(

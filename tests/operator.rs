@@ -16,7 +16,7 @@ use crate::frontend::process::{Core, Daemon, firmware_dir};
 use crate::frontend::rpmsg::RpmsgDriver;
 use crate::frontend::vmm::{Options, Vmm};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn check(config: &str) -> Output {
     let folder = tempfile::tempdir().unwrap();

@@ -24,7 +24,7 @@ use crate::frontend::process::{Core, Daemon, firmware_dir, wait_for_end};
 use crate::frontend::rpmsg::RpmsgDriver;
 use crate::frontend::vmm::{Options, Vmm};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Where the daemon is to tell systemd something, and the variable that says so.
 fn notify_socket(folder: &TempDir) -> (UnixDatagram, String) {

@@ -16,7 +16,7 @@ use crate::frontend::process::{Core, Daemon, firmware_dir};
 use crate::frontend::rpmsg::RpmsgDriver;
 use crate::frontend::vmm::{Options, Vmm};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 const OWN_ADDRESS: u32 = 1030;
 const ALL_DUMPS: &str = "[core.recovery]\nminimum-run-time-ms = 0\n[core.coredump]\nmode = \
                          \"inline\"\ndirectory = \".\"";

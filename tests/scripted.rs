@@ -20,7 +20,7 @@ use crate::frontend::rpmsg::RpmsgDriver;
 use crate::frontend::vmm::{Options, Vmm};
 use crate::lifecycle::served;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(120);
 const RAM: u64 = 0x8000_0000;
 const TABLE: u64 = RAM + 0x1000;
 const DRIVER_OK: u8 = 4;

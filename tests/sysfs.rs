@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::frontend::process::{Core, Daemon};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// May this machine mount? If not, a test says so where it cannot be overlooked, and is skipped.
 #[must_use]

@@ -15,7 +15,7 @@ use crate::frontend::process::{Core, Daemon};
 use crate::frontend::rpmsg::RpmsgDriver;
 use crate::frontend::vmm::{Options, Vmm};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 const OWN_ADDRESS: u32 = 1030;
 
 fn chaos() -> Daemon {

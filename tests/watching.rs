@@ -18,7 +18,7 @@ use crate::control::{Client, Served, this};
 use crate::firmware::table_builder::Table;
 use crate::lifecycle::{self, crash, eager, engine, image, table, without_recovery};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 #[derive(Deserialize)]
 struct Excerpt {

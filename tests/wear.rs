@@ -12,7 +12,7 @@ use crate::frontend::process::{Core, Daemon};
 use crate::frontend::rpmsg::{PAYLOAD, RpmsgDriver};
 use crate::frontend::vmm::{Options, Vmm};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 const NAME: &str = "rpmsg-raw";
 const ADDRESS: u32 = 1024;
 

@@ -18,7 +18,7 @@ use crate::in_process::{serve, serve_native, socket};
 /// Two cores' worth.
 const VDEVS: usize = 2 * MAX_VDEVS;
 const ROUNDS: u64 = 1000;
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Guests of the vdevs `0..count`, each of which has exchanged something.
 fn guests(prefix: &Path, count: usize) -> Vec<(Vmm, Bursts)> {

@@ -661,7 +661,8 @@ fn many_sections_over_one_long_list_of_names_are_judged_quickly() {
     put16(&mut bytes, field::E_SHSTRNDX, 1);
     let before = std::time::Instant::now();
     assert_eq!(parse(&bytes).unwrap().table, None);
-    assert!(before.elapsed() < std::time::Duration::from_secs(2));
+    // On a busy machine; each section looked at for each other one takes minutes.
+    assert!(before.elapsed() < std::time::Duration::from_secs(30));
 }
 
 /// Words that are likely to be wrong in an interesting way.

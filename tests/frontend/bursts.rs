@@ -21,7 +21,7 @@ use super::rpmsg::{BUFFER, HEADER};
 use super::vmm::{Failure, Vmm};
 
 /// How long the answers to a burst may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 const LOCAL: u32 = 1030;
 const REMOTE: u32 = 1024;
 /// Bytes of a message: the header, its number, and as much again.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::rpmsg::{BUFFER, HEADER, Header, PAYLOAD, RpmsgDriver, SendError};
 
 /// How long nothing at all may happen.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The sizes of the payloads.
 #[derive(Clone, Copy, Debug)]

@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 /// How long a start or an end may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The firmware images that guest-fw makes.
 const IMAGES: [&str; 4] = ["echo", "tty", "client-sample", "chaos"];

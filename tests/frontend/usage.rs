@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long threads may take to come to rest.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What a process, or some of its threads, has used.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]

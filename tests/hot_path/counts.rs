@@ -12,7 +12,7 @@ use crate::frontend::usage::{Usage, all_asleep};
 use crate::frontend::vmm::{Options, Vmm};
 use crate::in_process::{Served, serve_native, socket};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// More than once around a ring, and more than once around its indexes with 256 in flight.
 const ROUNDS: u64 = 1000;
 /// Of all threads of a daemon: what their start and their last look may add.

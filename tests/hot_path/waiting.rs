@@ -14,7 +14,7 @@ use crate::frontend::rpmsg::{Announcement, PAYLOAD, RpmsgDriver};
 use crate::frontend::usage::{Usage, all_asleep, at_rest};
 use crate::frontend::vmm::{Options, Vmm};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// In which a core has nothing to do.
 const SILENCE: Duration = Duration::from_millis(500);
 const NAME: &str = "rpmsg-raw";

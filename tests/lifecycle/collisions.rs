@@ -13,7 +13,7 @@ use super::{
     without_recovery,
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Reports, on a thread of its own that has ended when this returns, a crash of each incarnation
 /// that there may be.

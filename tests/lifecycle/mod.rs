@@ -30,7 +30,7 @@ use crate::firmware::elf_builder::Elf;
 use crate::firmware::table_builder::{ANY, Table};
 
 /// How long anything may take before a test gives up.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 pub const RAM: u64 = 0x8000_0000;
 pub const RAM_LEN: u64 = 0x10_0000;
 /// Where images have their table.

@@ -129,7 +129,7 @@ fn a_defect_ends_the_process_after_the_engine_had_its_word() {
         // Printed when the engine is asked, before the process is gone.
         journal.print(true);
         let _ = core.start(Holder::Operator);
-        std::thread::sleep(std::time::Duration::from_secs(20));
+        std::thread::sleep(super::PATIENCE);
         unreachable!("the process is gone");
     }
     let output = std::process::Command::new(std::env::current_exe().unwrap())

@@ -25,7 +25,7 @@ use crate::firmware::table_builder::{ANY, Table};
 use crate::frontend::rpmsg::RpmsgDriver;
 use crate::frontend::vmm::{Options, Vmm};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 const RAM: u64 = 0x8000_0000;
 const RAM_LEN: u64 = 0x1_0000;

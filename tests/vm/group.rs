@@ -4,15 +4,19 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Failed, Trial};
 use xtask::kit::Kit;
+use xtask::limit::{self, minutes};
 use xtask::vm::{Daemon, Guest, GuestOptions, Vdev};
 
-/// For commands that only look.
-pub const SHORT: Duration = Duration::from_secs(60);
-/// For ten thousand messages, emulated on a busy machine.
-pub const LONG: Duration = Duration::from_secs(300);
+/// For commands that only look. Both are for what hangs: on a busy machine an emulated guest may be
+/// a hundred times slower than on an idle one.
+pub const SHORT: Duration = Duration::from_secs(180);
+/// For ten thousand messages.
+pub const LONG: Duration = Duration::from_secs(900);
+/// For one test. When it is over, the guest and the daemon are ended, and the test says so.
+const LIMIT: Duration = minutes(40);
 
 /// What all tests need.
 #[derive(Debug, Default)]
@@ -135,6 +139,14 @@ enum State {
     Broken,
 }
 
+/// A test that ends, one way or the other.
+pub fn trial(name: String, test: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
+    let what = format!("the test {name}");
+    Trial::test(name, move || {
+        limit::within(&what, LIMIT, test).map_err(|error| Failed::from(format!("{error:#}")))
+    })
+}
+
 /// The group's checks, one trial each, and the end: kernel log, power-off, daemon's exit.
 pub fn trials(environment: &Arc<Environment>, group: &'static Group) -> Vec<Trial> {
     let state = Arc::new(Mutex::new(State::New));
@@ -142,18 +154,18 @@ pub fn trials(environment: &Arc<Environment>, group: &'static Group) -> Vec<Tria
     for (name, check) in group.checks {
         let (state, environment) = (Arc::clone(&state), Arc::clone(environment));
         let name = format!("{}::{name}", group.name);
-        trials.push(Trial::test(name, move || {
+        trials.push(trial(name, move || {
             let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-            run_check(&mut state, &environment, group, *check).map_err(failed)
+            run_check(&mut state, &environment, group, *check)
         }));
     }
     let name = format!("{}::the_guest_ends_with_a_clean_kernel_log", group.name);
-    trials.push(Trial::test(name, move || {
+    trials.push(trial(name, move || {
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
         match std::mem::replace(&mut *state, State::Broken) {
-            State::Running(machines) => end(*machines).map_err(failed),
+            State::Running(machines) => end(*machines),
             State::New => Ok(()),
-            State::Broken => Err("the guest was lost in an earlier check".into()),
+            State::Broken => bail!("the guest was lost in an earlier check"),
         }
     }));
     trials
@@ -170,7 +182,7 @@ fn run_check(
         *state = State::Running(Box::new(Machines::start(environment, group)?));
     }
     let State::Running(machines) = state else {
-        anyhow::bail!("the guest was lost in an earlier check");
+        bail!("the guest was lost in an earlier check");
     };
     let result = check(machines).map_err(|error| {
         anyhow::anyhow!(
@@ -222,8 +234,4 @@ fn is_bad(line: &str) -> bool {
         "no used buffer",
     ];
     WORDS.iter().any(|word| line.contains(word))
-}
-
-fn failed(error: anyhow::Error) -> Failed {
-    format!("{error:#}").into()
 }

@@ -18,7 +18,7 @@ use xtask::page::{self, Place, Step};
 use xtask::vm::args::escape;
 use xtask::vm::{Guest, GuestOptions};
 
-use super::group::{Environment, LONG, SHORT};
+use super::group::{Environment, LONG, SHORT, trial};
 
 const PAGE: &str = include_str!("../../docs/operators.md");
 /// The page's first section, and its last with commands.
@@ -89,16 +89,15 @@ pub fn trials(environment: &Arc<Environment>) -> Vec<Trial> {
         Err(error) => Err(format!("{error:#}")),
     };
     let state = Arc::new(Mutex::new(State::New(installed)));
-    let trial = |(name, check): &(&str, Check)| {
+    let check = |(name, check): &(&str, Check)| {
         let (state, environment) = (Arc::clone(&state), Arc::clone(environment));
         let check = *check;
-        Trial::test(format!("installed::{name}"), move || {
+        trial(format!("installed::{name}"), move || {
             let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-            let result = run(&mut state, &environment, check);
-            result.map_err(|error| format!("{error:#}").into())
+            run(&mut state, &environment, check)
         })
     };
-    CHECKS.iter().map(trial).collect()
+    CHECKS.iter().map(check).collect()
 }
 
 /// The guest: not started yet, running, or lost with a check that failed, since the next ones

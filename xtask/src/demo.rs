@@ -16,8 +16,8 @@ use crate::{cargo, firmware, guest};
 const MESSAGES: u64 = 10_000;
 const SIZES: [usize; 2] = [496, 1];
 /// Emulated on a busy machine.
-const EXCHANGE_LIMIT: Duration = Duration::from_secs(300);
-const SHORT: Duration = Duration::from_secs(60);
+const EXCHANGE_LIMIT: Duration = Duration::from_secs(900);
+const SHORT: Duration = Duration::from_secs(180);
 
 /// `cargo xtask demo`.
 #[derive(clap::Args, Debug)]

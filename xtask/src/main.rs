@@ -21,9 +21,11 @@ enum Command {
     Demo(xtask::demo::Options),
     /// Boot a Linux guest against firmware of yours, run a script in it, and end with its status
     Guest(xtask::guest::Options),
-    /// Format, lints, documentation and every test, those in a VM included
+    /// Everything that must hold: format, dependencies, lints, documentation and every test, those
+    /// in a VM included
     Test(xtask::test::Options),
-    /// Run README's two commands on a fresh machine: a bare Debian tree with a clone of HEAD
+    /// What CI runs: README's two commands on a fresh machine, a bare Debian tree with a clone of
+    /// HEAD
     Fresh(xtask::fresh::Options),
     /// Measure rprocd beside its peers, in one run
     Bench(xtask::bench::Options),

@@ -24,6 +24,7 @@ use self::plot::{Line, Plot};
 use self::promises::Results;
 use crate::cargo;
 use crate::kit::Cache;
+use crate::limit::{self, minutes};
 
 /// `cargo xtask bench`.
 #[derive(clap::Args, Debug, Default)]
@@ -55,7 +56,7 @@ fn peer(name: &str, program: Result<PathBuf>) -> Option<PathBuf> {
 /// Measures and shows.
 pub fn run(options: &Options) -> Result<()> {
     if options.guest_only {
-        let figures = guest::run(&guest::Options::new(options.quick))?;
+        let figures = in_guest(options)?;
         figures.show();
         return Ok(());
     }
@@ -64,12 +65,12 @@ pub fn run(options: &Options) -> Result<()> {
     let path = folder.join("results.json");
     // What is there afterwards is of this run.
     let _ = fs::remove_file(&path);
-    measure(options, &path)?;
+    limit::within("the comparison", minutes(180), || measure(options, &path))?;
     let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut results: Value = serde_json::from_slice(&text)
         .with_context(|| format!("{} holds no results", path.display()))?;
     if options.only.is_empty() {
-        match recovery() {
+        match limit::within("the benchmark of recoveries", minutes(60), recovery) {
             Ok(line) => {
                 println!("\nRecovery: {line}");
                 results["recovery"] = line.into();
@@ -77,7 +78,7 @@ pub fn run(options: &Options) -> Result<()> {
             Err(error) => println!("bench: recovery leaves a gap: {error:#}"),
         }
         println!();
-        match guest::run(&guest::Options::new(options.quick)) {
+        match in_guest(options) {
             Ok(figures) => {
                 figures.show();
                 results["in_guest"] = serde_json::to_value(figures)?;
@@ -99,6 +100,12 @@ pub fn run(options: &Options) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn in_guest(options: &Options) -> Result<guest::GuestFigures> {
+    limit::within("the comparison in a guest", minutes(120), || {
+        guest::run(&guest::Options::new(options.quick))
+    })
 }
 
 /// Runs the measurement with what peers there are.

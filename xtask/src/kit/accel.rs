@@ -11,7 +11,7 @@ use super::{Kit, write_atomically};
 use crate::vm::{self, Guest, GuestOptions};
 
 /// KVM needs a second. Without an answer by then it hangs.
-const PROBE_LIMIT: Duration = Duration::from_secs(15);
+const PROBE_LIMIT: Duration = Duration::from_secs(60);
 /// What our init writes in a probe.
 const REACHED: &str = "rprocd-guest: userspace reached";
 

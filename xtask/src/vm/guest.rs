@@ -1,8 +1,7 @@
 //! A Linux guest in QEMU, and the commands that it carries out.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::unix::net::UnixStream;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,17 +10,26 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::agent::{Agent, Heard};
 use super::args::{self, escape};
 use super::qmp::Qmp;
 use super::wait_until;
 use crate::kit::Kit;
 
 /// Emulated on a busy machine, from QEMU's start to the agent. KVM needs a tenth of it.
-const BOOT_LIMIT: Duration = Duration::from_secs(180);
-const POWER_OFF_LIMIT: Duration = Duration::from_secs(60);
+const BOOT_LIMIT: Duration = Duration::from_secs(900);
+const POWER_OFF_LIMIT: Duration = Duration::from_secs(600);
+/// For the answer to a ping of a guest that is starting, at first, and later: what it does not read is
+/// kept by the socket, which must not become full of it.
+const PATIENCE: Duration = Duration::from_millis(300);
+const LATER_PATIENCE: Duration = Duration::from_secs(5);
+/// So many pings are at first.
+const FIRST_PINGS: u32 = 100;
+/// For a device that is pulled out.
+const UNPLUG_LIMIT: Duration = Duration::from_secs(300);
 const TAIL_LINES: usize = 25;
 const MEMORY_MIB: u32 = 256;
 /// `panic=-1`: a guest that panics reboots at once, and the test sees it at once.
@@ -103,7 +111,7 @@ pub struct Answer {
 /// A running guest. QEMU is killed when it is dropped.
 pub struct Guest {
     qemu: Child,
-    agent: Option<BufReader<UnixStream>>,
+    agent: Option<Agent>,
     qmp: Option<Qmp>,
     next_id: u64,
     boot: String,
@@ -189,14 +197,16 @@ impl Guest {
     /// Starts QEMU and waits until the guest carries out commands.
     pub fn boot(kit: &Kit, options: &GuestOptions) -> Result<Self> {
         let mut guest = Self::start(kit, options)?;
-        guest.wait_for_boot()?;
+        guest.wait_for_boot(None)?;
         Ok(guest)
     }
 
-    /// Waits for the agent of a boot that is not the one known so far.
-    fn wait_for_boot(&mut self) -> Result<()> {
+    /// Waits for the agent of a boot that is not the one known so far. `told` is the command that
+    /// ends that one, if any.
+    fn wait_for_boot(&mut self, told: Option<u64>) -> Result<()> {
         let path = self.files.path("agent.sock");
         let deadline = Instant::now() + BOOT_LIMIT;
+        let (mut pings, mut last) = (0, "nothing was tried".to_owned());
         while Instant::now() < deadline {
             if let Some(status) = self.qemu.try_wait()? {
                 bail!(
@@ -204,24 +214,43 @@ impl Guest {
                     self.evidence()
                 );
             }
-            if self.agent.is_none()
-                && let Ok(stream) = UnixStream::connect(&path)
-            {
-                stream.set_read_timeout(Some(Duration::from_millis(300)))?;
-                self.agent = Some(BufReader::new(stream));
+            if self.agent.is_none() {
+                match Agent::connect(&path) {
+                    Ok(agent) => self.agent = Some(agent),
+                    Err(error) => last = format!("{}: {error:#}", path.display()),
+                }
             }
             let id = self.take_id();
-            if self.agent.is_some()
-                && let Some(boot) = self.ping(id)
-                && boot != self.boot
-            {
-                self.boot = boot;
-                return Ok(());
+            if let Some(agent) = &mut self.agent {
+                pings += 1;
+                let patience = if pings < FIRST_PINGS {
+                    PATIENCE
+                } else {
+                    LATER_PATIENCE
+                };
+                match agent.ping(id, told, patience) {
+                    Ok(Heard::Pong(boot)) if boot != self.boot => {
+                        self.boot = boot;
+                        return Ok(());
+                    }
+                    Ok(Heard::Pong(_)) => last = "it is still the boot from before".to_owned(),
+                    Ok(Heard::Done(exit, output)) => bail!(
+                        "the guest was told to end, and the command ended with {exit}:\n{}{}",
+                        output.trim_end(),
+                        self.evidence()
+                    ),
+                    Ok(Heard::Nothing) => last = "the last one was not answered".to_owned(),
+                    Err(error) => {
+                        // A new one has nothing in it that waits to be read.
+                        self.agent = None;
+                        last = format!("{error:#}");
+                    }
+                }
             }
             thread::sleep(Duration::from_millis(50));
         }
         bail!(
-            "the guest was not up after {} s{}",
+            "the guest was not up after {} s and {pings} pings; {last}{}",
             BOOT_LIMIT.as_secs(),
             self.evidence()
         )
@@ -232,73 +261,45 @@ impl Guest {
         self.next_id
     }
 
-    /// The boot's id, if the agent answers at once.
-    fn ping(&mut self, id: u64) -> Option<String> {
-        let agent = self.agent.as_mut()?;
-        agent
-            .get_mut()
-            .write_all(format!("ping {id}\n").as_bytes())
-            .ok()?;
-        let mut line = Vec::new();
-        // Before its own answer there may be those to earlier pings.
-        while agent
-            .read_until(b'\n', &mut line)
-            .is_ok_and(|length| length > 0)
-        {
-            let text = String::from_utf8_lossy(&line).trim().to_owned();
-            line.clear();
-            if let Some(boot) = text.strip_prefix(&format!("pong {id} ")) {
-                return Some(boot.to_owned());
-            }
-        }
-        None
-    }
-
     /// Runs a shell command in the guest, whatever it ends with.
     pub fn ask(&mut self, command: &str, limit: Duration) -> Result<Answer> {
         ensure!(!command.contains('\n'), "a command is one line");
         let id = self.take_id();
-        let seconds = limit.as_secs().max(1);
-        let agent = self.agent.as_mut().context("the guest is not up")?;
-        // The guest keeps the limit; this is for a guest that does not.
-        agent
-            .get_mut()
-            .set_read_timeout(Some(limit + Duration::from_secs(20)))?;
-        let result = Self::exchange(agent, id, seconds, command);
-        agent
-            .get_mut()
-            .set_read_timeout(Some(Duration::from_millis(300)))?;
+        let agent = self.agent()?;
+        let result = agent.ask(id, command, limit);
+        if result.is_err() {
+            // A half of a line may be on its way, in either direction.
+            self.agent = None;
+        }
         result.with_context(|| format!("`{command}` in the guest{}", self.evidence()))
     }
 
-    fn exchange(
-        agent: &mut BufReader<UnixStream>,
-        id: u64,
-        seconds: u64,
-        command: &str,
-    ) -> Result<Answer> {
-        agent
-            .get_mut()
-            .write_all(format!("run {id} {seconds} {command}\n").as_bytes())?;
-        let header = loop {
-            let mut line = String::new();
-            let length = agent.read_line(&mut line).context("no answer")?;
-            ensure!(length > 0, "the agent's connection closed");
-            if let Some(rest) = line.trim().strip_prefix(&format!("done {id} ")) {
-                break rest.to_owned();
+    /// The connection to the agent; a new one if the last one was given up.
+    fn agent(&mut self) -> Result<&mut Agent> {
+        ensure!(!self.boot.is_empty(), "the guest is not up");
+        let agent = match self.agent.take() {
+            Some(agent) => agent,
+            None => {
+                let agent = Agent::connect(&self.files.path("agent.sock"));
+                agent.with_context(|| {
+                    format!(
+                        "cannot connect to the guest's agent again{}",
+                        self.evidence()
+                    )
+                })?
             }
         };
-        let (exit, length) = header
-            .split_once(' ')
-            .context("an answer without a length")?;
-        let mut output = vec![0; length.parse().context("an answer without a length")?];
-        agent
-            .read_exact(&mut output)
-            .context("an answer that breaks off")?;
-        Ok(Answer {
-            exit: exit.parse().context("an answer without an exit code")?,
-            output: String::from_utf8_lossy(&output).into_owned(),
-        })
+        Ok(self.agent.insert(agent))
+    }
+
+    /// Tells the guest a command that ends its boot. Nobody waits for an answer: on a busy machine
+    /// the guest may be gone before it has given one.
+    fn tell(&mut self, command: &str) -> Result<u64> {
+        let id = self.take_id();
+        let agent = self.agent()?;
+        let told = agent.tell(id, command, POWER_OFF_LIMIT);
+        told.with_context(|| format!("`{command}` in the guest{}", self.evidence()))?;
+        Ok(id)
     }
 
     /// Runs a shell command in the guest, which must succeed; returns its output.
@@ -323,7 +324,7 @@ impl Guest {
     ) -> Result<String> {
         let deadline = Instant::now() + limit;
         loop {
-            let answer = self.ask(command, Duration::from_secs(30))?;
+            let answer = self.ask(command, limit)?;
             if wanted(&answer.output) {
                 return Ok(answer.output);
             }
@@ -363,24 +364,19 @@ impl Guest {
 
     /// Reboots the guest and waits until it is up again.
     pub fn reboot(&mut self) -> Result<()> {
-        self.run(
-            "(sleep 0.3; reboot -f) >/dev/null 2>&1 &",
-            Duration::from_secs(10),
-        )?;
-        self.wait_for_boot().context("after a reboot")
+        let told = self.tell("reboot -f")?;
+        self.wait_for_boot(Some(told)).context("after a reboot")
     }
 
     /// Powers the guest off and waits for QEMU to end.
     pub fn power_off(mut self) -> Result<()> {
-        self.run(
-            "(sleep 0.3; poweroff -f) >/dev/null 2>&1 &",
-            Duration::from_secs(10),
-        )?;
+        self.tell("poweroff -f")?;
         let status = wait_until(POWER_OFF_LIMIT, || self.qemu.try_wait().ok().flatten())
             .with_context(|| {
                 format!(
-                    "the guest did not power off within {} s",
-                    POWER_OFF_LIMIT.as_secs()
+                    "the guest did not power off within {} s{}",
+                    POWER_OFF_LIMIT.as_secs(),
+                    self.evidence()
                 )
             })?;
         ensure!(
@@ -391,7 +387,7 @@ impl Guest {
         Ok(())
     }
 
-    /// Waits for QEMU to end by itself, for as long as it takes.
+    /// Waits for QEMU to end by itself, for as long as a person wants it.
     pub fn wait(&mut self) -> Result<ExitStatus> {
         Ok(self.qemu.wait()?)
     }
@@ -401,7 +397,12 @@ impl Guest {
         !matches!(self.qemu.try_wait(), Ok(None))
     }
 
-    /// The monitor, connected at its first use.
+    /// A command of the monitor, which is connected at its first use.
+    fn monitor(&mut self, command: &str, arguments: Value) -> Result<Value> {
+        let result = self.qmp().and_then(|qmp| qmp.execute(command, arguments));
+        result.with_context(|| format!("QEMU's monitor{}", self.evidence()))
+    }
+
     fn qmp(&mut self) -> Result<&mut Qmp> {
         let connected = match self.qmp.take() {
             Some(qmp) => qmp,
@@ -412,12 +413,12 @@ impl Guest {
 
     /// Stops the guest's processors; its devices are told.
     pub fn pause(&mut self) -> Result<()> {
-        self.qmp()?.execute("stop", json!({})).map(drop)
+        self.monitor("stop", json!({})).map(drop)
     }
 
     /// Undoes [`Guest::pause`].
     pub fn resume(&mut self) -> Result<()> {
-        self.qmp()?.execute("cont", json!({})).map(drop)
+        self.monitor("cont", json!({})).map(drop)
     }
 
     /// Plugs a device in, with the properties that `rpmsg-vdev.args` gives it.
@@ -433,11 +434,11 @@ impl Guest {
                     let socket = json!({ "addr": address, "server": false });
                     let backend = json!({ "type": "socket", "data": socket });
                     let arguments = json!({ "id": id, "backend": backend });
-                    self.qmp()?.execute("chardev-add", arguments)?;
+                    self.monitor("chardev-add", arguments)?;
                 }
                 "-device" => {
                     let arguments = args::properties(value);
-                    self.qmp()?.execute("device_add", arguments)?;
+                    self.monitor("device_add", arguments)?;
                 }
                 other => bail!("{other} in rpmsg-vdev.args cannot be plugged in"),
             }
@@ -447,14 +448,14 @@ impl Guest {
 
     /// Pulls a device out, and its socket's chardev after it.
     pub fn unplug(&mut self, vdev: &Vdev) -> Result<()> {
-        let qmp = self.qmp()?;
-        qmp.execute("device_del", json!({ "id": vdev.id }))?;
-        qmp.wait_deleted(&vdev.id, Duration::from_secs(30))?;
-        qmp.execute(
-            "chardev-remove",
-            json!({ "id": format!("{}-socket", vdev.id) }),
-        )
-        .map(drop)
+        self.monitor("device_del", json!({ "id": vdev.id }))?;
+        let gone = self
+            .qmp()
+            .and_then(|qmp| qmp.wait_deleted(&vdev.id, UNPLUG_LIMIT));
+        gone.with_context(|| format!("QEMU's monitor{}", self.evidence()))?;
+        let socket = format!("{}-socket", vdev.id);
+        self.monitor("chardev-remove", json!({ "id": socket }))
+            .map(drop)
     }
 
     /// What the guest's console has shown so far.

@@ -1,9 +1,11 @@
 //! A guest and a daemon, run from the files in `vmm-config`.
 
+mod agent;
 pub mod args;
 mod daemon;
 mod guest;
 mod qmp;
+mod wire;
 
 use std::thread;
 use std::time::{Duration, Instant};

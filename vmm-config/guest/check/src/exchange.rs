@@ -13,7 +13,7 @@ const MAX_PAYLOAD: usize = 496;
 /// With the usual queue size the guest's driver has 256 buffers to send with.
 const MAX_WINDOW: u64 = 256;
 /// So long no answer at all: the channel is dead.
-const SILENCE_LIMIT: Duration = Duration::from_secs(20);
+const SILENCE_LIMIT: Duration = Duration::from_secs(120);
 /// An answer too many must show itself within this time.
 const SURPLUS_WAIT: Duration = Duration::from_millis(100);
 

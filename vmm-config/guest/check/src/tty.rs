@@ -10,7 +10,7 @@ use rustix::termios::{OptionalActions, QueueSelector, tcflush, tcgetattr, tcseta
 
 use crate::wait::{Readiness, readable};
 
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// Writes `text` and a line end; true if it came back.
 pub fn check_echo(device: &str, text: &str) -> Result<bool> {

@@ -18,7 +18,7 @@ use super::{IN_FLIGHT, MESSAGE};
 
 /// So long no answer: the way is dead.
 const SILENCE_LIMIT: Timespec = Timespec {
-    tv_sec: 20,
+    tv_sec: 120,
     tv_nsec: 0,
 };
 const PORTS: &str = "/sys/class/virtio-ports";

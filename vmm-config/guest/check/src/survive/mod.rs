@@ -24,7 +24,7 @@ use self::sample::Sample;
 use self::terminal::Terminal;
 
 /// So long for a channel to go, or to come.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(150);
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(1);
 /// The ways to die that `chaos` knows.
