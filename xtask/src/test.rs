@@ -13,6 +13,9 @@ use crate::{cargo, deb, firmware, fuzz, instructions, tools};
 /// All that is built, but for the model, which is a build of its own.
 const FEATURES: &str = "rprocd/rprocfs";
 
+/// A project of its own, which the tests copy out and build; here it is read.
+const TEMPLATE: &str = "examples/firmware-rust";
+
 /// `cargo xtask test`.
 #[derive(clap::Args, Debug)]
 pub struct Options {
@@ -114,9 +117,10 @@ fn steps(options: &Options) -> Vec<Step<'_>> {
 
 /// The tests on the host. Firmware of others is used where there is some.
 fn tests(filter: Option<&str>, fetches: bool) -> Result<()> {
-    // The tests of coredumps and of the unit are skipped without.
+    // The tests of coredumps, of the client in Python and of the unit are skipped without.
     tools::need(&[
         tool("gdb-multiarch", "gdb-multiarch"),
+        tool("python3", "python3"),
         tool("readelf", "binutils"),
         tool("systemd-analyze", "systemd"),
     ])?;
@@ -150,7 +154,7 @@ fn can_mount() -> Result<()> {
 }
 
 fn format() -> Result<()> {
-    for workspace in [".", "guest-fw", "fuzz"] {
+    for workspace in [".", "guest-fw", "fuzz", TEMPLATE] {
         let folder = cargo::root().join(workspace);
         if folder.exists() {
             cargo::show(
@@ -173,6 +177,8 @@ fn clippy() -> Result<()> {
     )?;
     tools::need_target(firmware::TARGET)?;
     cargo::show(in_firmware(&["clippy", "--lib", "--bins"], firmware::TARGET)?.args(lints))?;
+    let mut template = in_firmware(&["clippy"], firmware::TARGET)?;
+    cargo::show(template.current_dir(cargo::root().join(TEMPLATE)).args(lints))?;
     cargo::show(in_firmware(&["clippy", "--lib", "--tests"], &tools::host_target()?)?.args(lints))
 }
 
