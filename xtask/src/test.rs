@@ -17,6 +17,9 @@ use crate::{cargo, deb, deny, dkms, firmware, fuzz, instructions, suite, tools};
 /// All that is built, but for the model, which is a build of its own.
 const FEATURES: &str = "rprocd/rprocfs";
 
+/// A project of its own, which the tests copy out and build; here it is read.
+const TEMPLATE: &str = "examples/firmware-rust";
+
 /// `cargo xtask test`.
 #[derive(clap::Args, Debug)]
 pub struct Options {
@@ -157,9 +160,10 @@ fn steps(options: &Options) -> Vec<Step<'_>> {
     }
     steps.push(Step {
         name: "tests",
-        // The tests of coredumps and of the unit are skipped without.
+        // The tests of coredumps, of the client in Python and of the unit are skipped without.
         needs: vec![
             program("gdb-multiarch", "gdb-multiarch"),
+            program("python3", "python3"),
             program("readelf", "binutils"),
             program("systemd-analyze", "systemd"),
         ],
@@ -258,7 +262,7 @@ fn can_mount() -> Result<()> {
 }
 
 fn format() -> Result<()> {
-    for workspace in [".", "guest-fw", "fuzz"] {
+    for workspace in [".", "guest-fw", "fuzz", TEMPLATE] {
         let folder = cargo::root().join(workspace);
         if folder.exists() {
             cargo::show(
@@ -281,6 +285,8 @@ fn clippy() -> Result<()> {
     )?;
     tools::need_target(firmware::TARGET)?;
     cargo::show(in_firmware(&["clippy", "--lib", "--bins"], firmware::TARGET)?.args(lints))?;
+    let mut template = in_firmware(&["clippy"], firmware::TARGET)?;
+    cargo::show(template.current_dir(cargo::root().join(TEMPLATE)).args(lints))?;
     cargo::show(in_firmware(&["clippy", "--lib", "--tests"], &tools::host_target()?)?.args(lints))
 }
 
