@@ -139,17 +139,10 @@ impl<'a> Job<'a> {
             None => daemon.path("control.sock"),
         };
         let vdevs = staged.devices(&daemon);
-        let result = in_guest(self.options, self.script.as_ref(), kit, vdevs, &control);
         let evidence = || what_cores_say(&control, programs) + &daemon.evidence();
-        let result = match result {
-            Ok(0) => Ok(0),
-            Ok(status) => {
-                println!("{}", evidence());
-                println!("guest: the script ended with {status}");
-                Ok(status)
-            }
-            Err(error) => Err(anyhow!("{error:#}{}", evidence())),
-        };
+        let asked = (self.options, self.script.as_ref());
+        let result = in_guest(asked, kit, vdevs, &control, &evidence)
+            .map_err(|error| anyhow!("{error:#}{}", evidence()));
         // A dump that is being written is finished first.
         let stopped = daemon.stop();
         staged.keep_coredumps();
@@ -160,11 +153,11 @@ impl<'a> Job<'a> {
 }
 
 fn in_guest(
-    options: &Options,
-    script: Option<&Script>,
+    (options, script): (&Options, Option<&Script>),
     kit: &Kit,
     vdevs: Vec<Vdev>,
     control: &Path,
+    evidence: &dyn Fn() -> String,
 ) -> Result<u8> {
     let mut guest = boot("guest", kit, vdevs, options.shell)?;
     let known = wait_for_announced(&mut guest, control)?;
@@ -191,6 +184,11 @@ fn in_guest(
     }
     if !known {
         println!("guest: the guest does not list all that the firmware has announced");
+    }
+    if status != 0 {
+        // Now: a core may be restarted when its guest is gone.
+        println!("{}", evidence());
+        println!("guest: the script ended with {status}");
     }
     if options.shell {
         guest.run("touch /tmp/shell", SHORT)?;
@@ -258,9 +256,7 @@ struct Script {
 impl Script {
     fn read(file: &Path) -> Result<Self> {
         let shown = file.display();
-        let len = fs::metadata(file)
-            .with_context(|| format!("cannot read the script {shown}"))?
-            .len();
+        let len = length(file, "script")?;
         ensure!(
             len <= SCRIPT_MAX_BYTES,
             "the script {shown} has {len} bytes; the guest takes {SCRIPT_MAX_BYTES} at most"
@@ -284,6 +280,17 @@ impl Script {
             content,
         })
     }
+}
+
+/// How long a file is; devices and pipes, which may have no end, are refused.
+fn length(file: &Path, what: &str) -> Result<u64> {
+    let shown = file.display();
+    let data = fs::metadata(file).with_context(|| format!("cannot read the {what} {shown}"))?;
+    ensure!(
+        data.is_file(),
+        "the {what} {shown} is no file that can be read to its end: give a regular file"
+    );
+    Ok(data.len())
 }
 
 /// A word for a shell.
@@ -363,6 +370,7 @@ impl Staged {
     fn given(file: &Path, images: &[PathBuf]) -> Result<Self> {
         let mut staged = Self::new()?;
         let file = std::path::absolute(file)?;
+        length(&file, "configuration")?;
         let text = fs::read_to_string(&file)
             .with_context(|| format!("cannot read the configuration {}", file.display()))?;
         let config = Config::parse(&text, &file).map_err(|error| anyhow!(sentence(&error)))?;
@@ -449,10 +457,11 @@ struct Firmware {
 
 /// What a boot would make of the image, with the least memory that will do.
 fn judge(file: &Path) -> Result<Firmware> {
-    let bytes =
-        fs::read(file).with_context(|| format!("cannot read the firmware {}", file.display()))?;
+    length(file, "firmware")?;
     let name = file.file_name().unwrap_or_default().to_string_lossy();
-    let snapshot = Snapshot::from_bytes(&name, bytes);
+    let open = fs::File::open(file);
+    let open = open.with_context(|| format!("cannot read the firmware {}", file.display()))?;
+    let snapshot = Snapshot::from_file(&name, open).map_err(|error| anyhow!(sentence(&error)))?;
     let mut refusal = String::new();
     for memory_mib in MEMORIES_MIB {
         let options = CheckOptions {
@@ -687,12 +696,14 @@ mod tests {
     }
 
     #[test]
-    fn a_script_with_carriage_returns_is_refused() {
+    fn a_script_with_carriage_returns_or_without_end_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("test.sh");
         fs::write(&file, "#!/bin/sh\r\nls\r\n").unwrap();
         let error = Script::read(&file).err().unwrap();
         assert!(format!("{error:#}").contains("carriage return"));
+        let error = Script::read(Path::new("/dev/zero")).err().unwrap();
+        assert!(format!("{error:#}").contains("give a regular file"));
         fs::write(&file, "#!/bin/sh\nls\n").unwrap();
         let script = Script::read(&file).unwrap();
         assert_eq!((&*script.place, &*script.name), ("root/test.sh", "test.sh"));

@@ -286,7 +286,11 @@ fn clippy() -> Result<()> {
     tools::need_target(firmware::TARGET)?;
     cargo::show(in_firmware(&["clippy", "--lib", "--bins"], firmware::TARGET)?.args(lints))?;
     let mut template = in_firmware(&["clippy"], firmware::TARGET)?;
-    cargo::show(template.current_dir(cargo::root().join(TEMPLATE)).args(lints))?;
+    cargo::show(
+        template
+            .current_dir(cargo::root().join(TEMPLATE))
+            .args(lints),
+    )?;
     cargo::show(in_firmware(&["clippy", "--lib", "--tests"], &tools::host_target()?)?.args(lints))
 }
 
