@@ -184,7 +184,7 @@ fn of_many_who_start_and_stop_at_once_one_wins_each_time() {
                         let mut connection = connect(&daemon);
                         match connection.call::<Value>(method, &json!({ "core": "echo" })) {
                             Ok(_) => true,
-                            Err(CallError::Refused(why)) => {
+                            Err(CallError::AlreadySo(why)) => {
                                 assert!(why.contains("already"), "{why}");
                                 false
                             }

@@ -68,6 +68,9 @@ pub enum CallError {
     /// `io.rprocd.Refused`: a sentence.
     #[error("{0}")]
     Refused(String),
+    /// `io.rprocd.AlreadySo`: a sentence.
+    #[error("{0}")]
+    AlreadySo(String),
     /// `io.rprocd.Denied`: a sentence.
     #[error("denied: {0}")]
     Denied(String),
@@ -305,6 +308,9 @@ fn error(name: &str, parameters: Value) -> CallError {
         "io.rprocd.NoSuchCore" => CallError::NoSuchCore(word("core").unwrap_or_default()),
         "io.rprocd.Refused" => CallError::Refused(
             word("reason").unwrap_or_else(|| "rprocd refuses, and gives no reason".to_owned()),
+        ),
+        "io.rprocd.AlreadySo" => CallError::AlreadySo(
+            word("reason").unwrap_or_else(|| "rprocd has nothing to do for that".to_owned()),
         ),
         "io.rprocd.Denied" => {
             CallError::Denied(word("reason").unwrap_or_else(|| "rprocd gives no reason".to_owned()))

@@ -248,7 +248,7 @@ impl<D: Daemon> Files<D> {
     ) -> Result<()> {
         match self.daemon.ask(method, parameters) {
             Ok(_) => Ok(()),
-            Err(CallError::Refused(why)) => match errno(&self.core(place)?.state) {
+            Err(CallError::Refused(why) | CallError::AlreadySo(why)) => match errno(&self.core(place)?.state) {
                 Some(errno) => Err(Refusal {
                     errno,
                     why: Some(why),

@@ -712,8 +712,7 @@ mod tests {
             text: "one\ntwo\nthree\n".to_owned(),
             next: 114,
             end: 114,
-            lost: 0,
-            overruns: 0,
+            ..TracePiece::default()
         };
         assert_eq!(lines(&piece, 0, 114), "one\ntwo\nthree");
         assert_eq!(lines(&piece, 0, 108), "one\ntwo");
