@@ -13,12 +13,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, recvmsg, sendmsg,
+    socket_with,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use thiserror::Error;
+
+use super::MAX_CLIENTS;
 
 /// The longest answer that is read.
 const MAX_ANSWER_BYTES: usize = 16 << 20;
@@ -28,11 +31,7 @@ const MAX_ANSWER_BYTES: usize = 16 << 20;
 #[non_exhaustive]
 pub enum CallError {
     /// Nobody answers at the socket.
-    #[error(
-        "rprocd cannot be reached at {}: {source}; is it running, and is this the socket of its \
-         configuration?",
-        path.display()
-    )]
+    #[error("{}", unreachable(path, source))]
     Unreachable {
         /// The socket.
         path: PathBuf,
@@ -50,7 +49,10 @@ pub enum CallError {
         patience: Duration,
     },
     /// The connection ended in front of the answer.
-    #[error("rprocd hung up without an answer; see its log")]
+    #[error(
+        "rprocd hung up without an answer: it ended, or has {MAX_CLIENTS} clients already; its log \
+         says which"
+    )]
     HungUp,
     /// The answer is not what the interface says.
     #[error(
@@ -120,12 +122,16 @@ impl Connection {
             path: path.to_owned(),
             source,
         };
-        let stream = UnixStream::connect(path).map_err(|cause| match cause.kind() {
+        let stream = connect(path, patience).map_err(|cause| match cause.kind() {
             io::ErrorKind::PermissionDenied => CallError::Denied(format!(
                 "you may not connect to {}; its mode and group say who may (`mode` and `group` in \
                  section `control` of rprocd's configuration)",
                 path.display()
             )),
+            io::ErrorKind::WouldBlock => CallError::TimedOut {
+                method: format!("at {}", path.display()),
+                patience,
+            },
             _ => unreachable(cause),
         })?;
         let mut connection = Self {
@@ -270,6 +276,7 @@ impl Connection {
                     patience,
                 }
             }
+            (io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset, _) => CallError::HungUp,
             _ => self.unreachable(cause),
         }
     }
@@ -288,6 +295,40 @@ impl Connection {
             > 0
         {}
         Ok(())
+    }
+}
+
+/// Connects, within a time: a daemon that hangs accepts nobody, and the kernel would wait for it.
+fn connect(path: &Path, patience: Duration) -> io::Result<UnixStream> {
+    let address = SocketAddrUnix::new(path)?;
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    let stream = UnixStream::from(socket);
+    stream.set_write_timeout(Some(patience))?;
+    rustix::net::connect(&stream, &address)?;
+    Ok(stream)
+}
+
+/// Why nobody answers, and what to do.
+fn unreachable(path: &Path, cause: &io::Error) -> String {
+    let path = path.display();
+    match cause.kind() {
+        io::ErrorKind::NotFound => format!(
+            "there is no socket {path}, so no rprocd that listens there; start it (`systemctl start \
+             rprocd`, or `rprocd --config FILE`), or name another socket with --socket"
+        ),
+        io::ErrorKind::ConnectionRefused => format!(
+            "nobody listens at {path}: the rprocd that made this socket has ended; start it again, \
+             and it makes the socket anew"
+        ),
+        _ => format!(
+            "rprocd cannot be reached at {path}: {cause}; is it running, and is this the socket of \
+             its configuration?"
+        ),
     }
 }
 

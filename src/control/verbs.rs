@@ -598,7 +598,8 @@ fn open_coredump(core: &Core, name: &str) -> Result<Said, Refusal> {
     let dumps = core.coredumps().map_err(|cause| refused(core, &cause))?;
     let Some(dump) = dumps.iter().find(|dump| file_name(&dump.path) == name) else {
         let cause = format!(
-            "core {} has no coredump {name:?}; the oldest go when there are too many",
+            "core {} has no coredump {name:?}; `rprocctl coredump list` shows those that there are, and \
+             the oldest go when there are too many",
             core.name()
         );
         return Err(refused(core, &*Box::<dyn Error>::from(cause)));
