@@ -286,6 +286,43 @@ fn a_daemon_that_does_not_answer_is_not_waited_for() {
 }
 
 #[test]
+fn a_daemon_that_accepts_nobody_is_not_waited_for() {
+    use rustix::net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket,
+        socket_with,
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("control");
+    let address = SocketAddrUnix::new(&path).unwrap();
+    let hanging = socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+    bind(&hanging, &address).unwrap();
+    listen(&hanging, 0).unwrap();
+    // Until one more would have to wait.
+    let mut waiting = Vec::new();
+    loop {
+        let flags = SocketFlags::NONBLOCK;
+        let client = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+        match connect(&client, &address) {
+            Ok(()) => waiting.push(client),
+            Err(cause) => {
+                assert_eq!(cause, rustix::io::Errno::AGAIN);
+                break;
+            }
+        }
+    }
+    let output = Command::new(env!("CARGO_BIN_EXE_rprocctl"))
+        .args(["--timeout", "0.2", "--socket"])
+        .args([path.to_str().unwrap(), "stop", "m0"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(7));
+    has_all(
+        &String::from_utf8(output.stderr).unwrap(),
+        &["has not answered at", "200ms"],
+    );
+}
+
+#[test]
 fn top_shows_what_happens_each_second() {
     let daemon = daemon();
     let mut vmm = Vmm::connect(&daemon.socket("echo"), Options::default()).unwrap();

@@ -4,10 +4,12 @@
 //! how each kind of failure is called. What does not: what is made of an answer.
 
 use std::collections::VecDeque;
+use std::fs;
 use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -315,11 +317,16 @@ fn connect(path: &Path, patience: Duration) -> io::Result<UnixStream> {
 
 /// Why nobody answers, and what to do.
 fn unreachable(path: &Path, cause: &io::Error) -> String {
+    let is_something_else = fs::metadata(path).is_ok_and(|it| !it.file_type().is_socket());
     let path = path.display();
     match cause.kind() {
         io::ErrorKind::NotFound => format!(
             "there is no socket {path}, so no rprocd that listens there; start it (`systemctl start \
              rprocd`, or `rprocd --config FILE`), or name another socket with --socket"
+        ),
+        _ if is_something_else => format!(
+            "{path} is no socket; name the one of section `control` in rprocd's configuration with \
+             --socket"
         ),
         io::ErrorKind::ConnectionRefused => format!(
             "nobody listens at {path}: the rprocd that made this socket has ended; start it again, \

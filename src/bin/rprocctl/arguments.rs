@@ -54,10 +54,11 @@ fn statuses() -> String {
 #[derive(Parser)]
 #[command(name = "rprocctl", version, max_term_width = 80, after_help = statuses())]
 pub struct Arguments {
-    /// rprocd's control socket; may be given more than once. Without it: the paths in the
-    /// environment variable RPROCD_SOCKET, separated by colons, or else /run/rprocd/control and
-    /// /run/rprocd/*/control. Who may not use a control socket, and only looks, is served by the
-    /// monitor socket beside it (its name with "monitor" for "control")
+    /// rprocd's control socket; may be given more than once
+    ///
+    /// Without it: the paths in the environment variable RPROCD_SOCKET, separated by colons, or else
+    /// /run/rprocd/control and /run/rprocd/*/control. Who may not use a control socket, and only
+    /// looks, is served by the monitor socket beside it (its name with "monitor" for "control").
     #[arg(short, long = "socket", value_name = "PATH", global = true)]
     pub sockets: Vec<PathBuf>,
     /// How long rprocd may take for an answer

@@ -6,6 +6,7 @@
 //! A shell asks by running rprocctl with `COMPLETE` in its environment. Whoever types waits for the
 //! answer, so it is quick, and without a daemon it is empty: no message helps there.
 
+use std::collections::HashSet;
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -78,7 +79,10 @@ fn each<T: Send>(ask: impl Fn(&Daemon) -> Result<Vec<T>> + Sync) -> Vec<T> {
 
 fn beginning_with(current: &OsStr, names: Vec<String>) -> Vec<CompletionCandidate> {
     let current = current.to_string_lossy();
+    let mut known = HashSet::new();
     let names = names.into_iter().filter(|it| it.starts_with(&*current));
+    // Two daemons may have one of the same name.
+    let names = names.filter(|it| known.insert(it.clone()));
     names.map(CompletionCandidate::new).collect()
 }
 

@@ -213,7 +213,7 @@ pub fn run(daemon: &Daemon, wanted: &Wanted<'_>) -> Result<String> {
     connection
         .send(METHOD, &parameters, true, &[])
         .and_then(|()| connection.set_patience(None))
-        .map_err(failed)?;
+        .map_err(|cause| ended(daemon, cause))?;
     loop {
         let answer = connection.answer(METHOD).map_err(|cause| {
             // What is said about it begins a line of its own.
