@@ -9,6 +9,8 @@
 
 use std::fmt::Write;
 
+use serde::{Serialize, Serializer};
+
 use crate::rproc::{CoreStatus, CrashCount, DirectionStatus, DumpCount, Histogram, TraceCount};
 
 /// What a metric is.
@@ -296,63 +298,115 @@ fn of_directions(core: &CoreStatus, read: Count) -> Vec<Sample> {
     samples
 }
 
-/// All metrics of these cores. A metric that nothing has a figure for is left out.
-pub fn text(cores: &[CoreStatus]) -> String {
-    let mut text = String::new();
+/// A metric and its series.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Family {
+    /// The metric's name.
+    pub name: &'static str,
+    /// Its kind, in Prometheus's words.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// What it says.
+    pub help: &'static str,
+    /// Its series; never empty.
+    pub series: Vec<Series>,
+}
+
+/// One series.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Series {
+    /// The metric's name; of a histogram with `_bucket`, `_sum` or `_count` behind it.
+    pub name: String,
+    /// Its labels, the core's name first.
+    #[serde(serialize_with = "as_object")]
+    pub labels: Vec<(&'static str, String)>,
+    /// Its value now.
+    pub value: f64,
+}
+
+fn as_object<S: Serializer>(
+    labels: &[(&'static str, String)],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(labels.iter().map(|(label, of)| (label, of)))
+}
+
+/// All metrics of these cores. A metric that nothing has a figure for is left out. A daemon is named
+/// beside a core where another daemon has one of the same name: its series have one label more.
+pub fn families(cores: &[(Option<String>, &CoreStatus)]) -> Vec<Family> {
+    let mut families = Vec::new();
     for metric in &METRICS {
-        let Metric {
-            name, kind, help, ..
-        } = metric;
-        let mut samples = String::new();
-        for core in cores {
+        let mut series = Vec::new();
+        for (daemon, core) in cores {
+            let mut add = |suffix: &str, labels: Vec<(&'static str, String)>, value: f64| {
+                let mut all = vec![("core", core.name.clone())];
+                all.extend(daemon.clone().map(|daemon| ("daemon", daemon)));
+                all.extend(labels);
+                series.push(Series {
+                    name: format!("{}{suffix}", metric.name),
+                    labels: all,
+                    value,
+                });
+            };
             match metric.read {
                 Read::Samples(read) => {
                     for (labels, value) in read(core) {
-                        series(&mut samples, name, core, &labels, value);
+                        add("", labels, value);
                     }
                 }
-                Read::Histogram(read) => histogram(&mut samples, name, core, read(core)),
+                Read::Histogram(read) => histogram(read(core), add),
             }
         }
-        if !samples.is_empty() {
-            let kind = kind.word();
-            let _ = write!(
-                text,
-                "# HELP {name} {help}\n# TYPE {name} {kind}\n{samples}"
-            );
+        if !series.is_empty() {
+            families.push(Family {
+                name: metric.name,
+                kind: metric.kind.word(),
+                help: metric.help,
+                series,
+            });
         }
     }
-    text
+    families
 }
 
-/// One line.
-fn series(
-    text: &mut String,
-    name: &str,
-    core: &CoreStatus,
-    labels: &[(&'static str, String)],
-    value: f64,
-) {
-    let _ = write!(text, "{name}{{core=\"{}\"", escaped(&core.name));
-    for (label, of) in labels {
-        let _ = write!(text, ",{label}=\"{}\"", escaped(of));
-    }
-    let _ = writeln!(text, "}} {value}");
-}
-
-/// The lines of a histogram: how many at most so much, for each bound.
-fn histogram(text: &mut String, name: &str, core: &CoreStatus, histogram: &Histogram) {
+/// The series of a histogram: how many at most so much, for each bound.
+fn histogram(histogram: &Histogram, mut add: impl FnMut(&str, Vec<(&'static str, String)>, f64)) {
     let bounds = histogram.bounds_microseconds.iter();
     let bounds = bounds.map(|bound| (*bound as f64 / 1e6).to_string());
     let mut count = 0;
     for (bound, more) in bounds.chain(["+Inf".to_owned()]).zip(&histogram.counts) {
         count += more;
-        let bucket = format!("{name}_bucket");
-        series(text, &bucket, core, &[("le", bound)], count as f64);
+        add("_bucket", vec![("le", bound)], count as f64);
     }
     let seconds = histogram.sum_microseconds as f64 / 1e6;
-    series(text, &format!("{name}_sum"), core, &[], seconds);
-    series(text, &format!("{name}_count"), core, &[], count as f64);
+    add("_sum", Vec::new(), seconds);
+    add("_count", Vec::new(), count as f64);
+}
+
+/// Metrics as Prometheus reads them.
+pub fn text(families: &[Family]) -> String {
+    let mut text = String::new();
+    for Family {
+        name,
+        kind,
+        help,
+        series,
+    } in families
+    {
+        let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+        for Series {
+            name,
+            labels,
+            value,
+        } in series
+        {
+            let labels = labels.iter();
+            let labels = labels.map(|(label, of)| format!("{label}=\"{}\"", escaped(of)));
+            let labels: Vec<_> = labels.collect();
+            let _ = writeln!(text, "{name}{{{}}} {value}", labels.join(","));
+        }
+    }
+    text
 }
 
 /// A label's value: backslash, quote and line feed are escaped.
@@ -440,6 +494,27 @@ mod tests {
                 announced: Vec::new(),
             }],
         }
+    }
+
+    fn text(cores: &[CoreStatus]) -> String {
+        let cores: Vec<_> = cores.iter().map(|core| (None, core)).collect();
+        super::text(&families(&cores))
+    }
+
+    #[test]
+    fn cores_of_one_name_are_told_apart_by_their_daemons() {
+        let core = core();
+        let daemon = |socket: &str| (Some(socket.to_owned()), &core);
+        let families = families(&[daemon("/a"), daemon("/b")]);
+        let mut series: Vec<_> = families.iter().flat_map(|it| &it.series).collect();
+        let all = series.len();
+        assert!(series.iter().all(|it| it.labels[1].0 == "daemon"));
+        series.sort_by_key(|it| format!("{} {:?}", it.name, it.labels));
+        series.dedup_by_key(|it| (&it.name, &it.labels));
+        assert_eq!(series.len(), all, "no two series are the same one");
+        let text = super::text(&families);
+        let line = "rprocd_core_boots_total{core=\"m4\",daemon=\"/b\"} 3\n";
+        assert!(text.contains(line), "{text}");
     }
 
     #[test]

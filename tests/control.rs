@@ -151,6 +151,15 @@ impl Client {
         answer["parameters"]["reason"].as_str().unwrap().to_owned()
     }
 
+    /// There was nothing to do; how the core is.
+    #[track_caller]
+    pub fn already_so(&mut self, method: &str, parameters: &Value) -> String {
+        let answer = self.call(&format!("io.rprocd.{method}"), parameters);
+        assert_eq!(answer["error"], "io.rprocd.AlreadySo", "{answer}");
+        assert_eq!(answer["parameters"]["core"], parameters["core"]);
+        answer["parameters"]["reason"].as_str().unwrap().to_owned()
+    }
+
     /// Waits until the server has hung up.
     fn is_over(&mut self) {
         let mut rest = Vec::new();
@@ -338,7 +347,7 @@ fn a_core_that_somebody_else_holds_as_well_runs_on() {
             operator.done("Start", &json!({ "core": "core", "whileConnected": null }));
         }
         assert_eq!(served.holders(), ["operator", "control connection 2"]);
-        let why = client.refused("Start", &while_connected());
+        let why = client.already_so("Start", &while_connected());
         assert!(why.contains("running already"), "{why}");
         client.hang_up();
         assert_eq!(served.holders(), ["operator"]);
@@ -409,7 +418,7 @@ fn a_core_is_paused_and_goes_on() {
     assert!(why.contains("resume it"), "{why}");
     client.done("Resume", &this());
     assert_eq!(served.state(), "running");
-    let why = client.refused("Resume", &this());
+    let why = client.already_so("Resume", &this());
     assert!(why.contains("running already"), "{why}");
 }
 
@@ -417,7 +426,7 @@ fn a_core_is_paused_and_goes_on() {
 fn recovery_is_asked_for_once_or_from_now_on() {
     let served = Served::new(engine(), without_recovery());
     let mut client = served.connect();
-    let why = client.refused("Recover", &this());
+    let why = client.already_so("Recover", &this());
     assert!(why.contains("offline already"), "{why}");
     client.done("Start", &this());
     let die = || {

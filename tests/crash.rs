@@ -283,10 +283,10 @@ fn a_stopped_core_takes_its_channels_along_and_a_started_one_brings_them() {
         assert!(daemon.rprocctl(&["stop", "core"]).status.success());
         wait_for_announcements(&mut driver, 2 * stop);
         assert!(driver.channels().is_empty());
-        assert_eq!(daemon.rprocctl(&["stop", "core"]).status.code(), Some(4));
+        assert_eq!(daemon.rprocctl(&["stop", "core"]).status.code(), Some(8));
         vmm.settle().unwrap();
         assert!(daemon.rprocctl(&["start", "core"]).status.success());
-        assert_eq!(daemon.rprocctl(&["start", "core"]).status.code(), Some(4));
+        assert_eq!(daemon.rprocctl(&["start", "core"]).status.code(), Some(8));
         let address = driver.wait_for_channel(NAME, PATIENCE).unwrap();
         driver.send(OWN_ADDRESS, address, b"after").unwrap();
         assert_eq!(driver.recv_within(PATIENCE).unwrap().payload, b"after");

@@ -157,9 +157,17 @@ fn another_user_is_kept_out_or_may_only_look_and_that_is_logged() {
         let error = String::from_utf8(output.stderr).unwrap();
         (output.status.code(), error)
     };
-    let (status, error) = said("control", &["list"]);
+    let (status, error) = said("control", &["stop", "echo"]);
     assert_eq!(status, Some(6), "{error}");
     assert!(error.contains("you may not connect to"), "{error}");
+    // Who only looks is served by the socket beside it, if that is for them.
+    assert_eq!(said("control", &["list"]), (Some(0), String::new()));
+    let monitor = daemon.socket("monitor");
+    fs::set_permissions(&monitor, Permissions::from_mode(0o600)).unwrap();
+    let (status, error) = said("control", &["list"]);
+    assert_eq!(status, Some(6), "{error}");
+    assert!(error.contains("control.sock"), "{error}");
+    fs::set_permissions(&monitor, Permissions::from_mode(0o666)).unwrap();
     assert_eq!(said("monitor", &["list"]).0, Some(0));
     for words in [["stop", "echo"], ["crash", "echo"], ["suspend", "echo"]] {
         let (status, error) = said("monitor", &words);
@@ -184,7 +192,7 @@ fn of_many_who_start_and_stop_at_once_one_wins_each_time() {
                         let mut connection = connect(&daemon);
                         match connection.call::<Value>(method, &json!({ "core": "echo" })) {
                             Ok(_) => true,
-                            Err(CallError::Refused(why)) => {
+                            Err(CallError::AlreadySo(why)) => {
                                 assert!(why.contains("already"), "{why}");
                                 false
                             }

@@ -5,6 +5,7 @@
 //! | `control` | the control socket in front of cores with a journal |
 //! | `coredump` | dumps of firmware that died against gdb and readelf |
 //! | `crash` | the real daemon against firmware that dies |
+//! | `daemons` | rprocctl against several daemons, and none |
 //! | `dumps` | the real daemon's coredumps against gdb, quotas and full disks |
 //! | `engine` | the rv32 engine against riscv-tests, QEMU, and hostile firmware |
 //! | `examples` | the files of `examples/`, used as they say |
@@ -31,6 +32,7 @@
 mod control;
 mod coredump;
 mod crash;
+mod daemons;
 mod dumps;
 mod engine;
 mod examples;

@@ -216,7 +216,8 @@ fn a_daemon_that_ends_ends_who_waits_for_it() {
     let (child, _) = start_while_connected(&daemon);
     daemon.ask_to_end();
     assert!(daemon.wait_for_end().unwrap().success());
-    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(1));
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(9));
 }
 
 #[test]
@@ -254,13 +255,13 @@ fn every_verb_does_what_it_says_or_says_why_not() {
             "rprocd booted it; stop it",
             "running",
         ),
-        (&["resume", "echo"], 4, "running already", "running"),
+        (&["resume", "echo"], 8, "running already", "running"),
         (&["suspend", "echo"], 0, "", "suspended"),
         (&["start", "echo"], 4, "resume it, or stop it", "suspended"),
         (&["resume", "echo"], 0, "", "running"),
         (
             &["recovery", "now", "echo"],
-            4,
+            8,
             "running already",
             "running",
         ),
@@ -286,6 +287,8 @@ fn every_verb_does_what_it_says_or_says_why_not() {
             "running",
         ),
         (&["stop", "echo"], 0, "", "offline"),
+        (&["stop", "echo"], 8, "offline already", "offline"),
+        (&["crash", "echo"], 4, "nothing runs", "offline"),
         (
             &["firmware", "set", "echo", "../no.elf"],
             1,

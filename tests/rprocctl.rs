@@ -286,6 +286,43 @@ fn a_daemon_that_does_not_answer_is_not_waited_for() {
 }
 
 #[test]
+fn a_daemon_that_accepts_nobody_is_not_waited_for() {
+    use rustix::net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket,
+        socket_with,
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("control");
+    let address = SocketAddrUnix::new(&path).unwrap();
+    let hanging = socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+    bind(&hanging, &address).unwrap();
+    listen(&hanging, 0).unwrap();
+    // Until one more would have to wait.
+    let mut waiting = Vec::new();
+    loop {
+        let flags = SocketFlags::NONBLOCK;
+        let client = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+        match connect(&client, &address) {
+            Ok(()) => waiting.push(client),
+            Err(cause) => {
+                assert_eq!(cause, rustix::io::Errno::AGAIN);
+                break;
+            }
+        }
+    }
+    let output = Command::new(env!("CARGO_BIN_EXE_rprocctl"))
+        .args(["--timeout", "0.2", "--socket"])
+        .args([path.to_str().unwrap(), "stop", "m0"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(7));
+    has_all(
+        &String::from_utf8(output.stderr).unwrap(),
+        &["has not answered at", "200ms"],
+    );
+}
+
+#[test]
 fn top_shows_what_happens_each_second() {
     let daemon = daemon();
     let mut vmm = Vmm::connect(&daemon.socket("echo"), Options::default()).unwrap();
@@ -310,13 +347,7 @@ fn top_shows_what_happens_each_second() {
         .unwrap();
     has_all(
         &text,
-        &[
-            "2 core(s), 2 up",
-            "LAST REASON",
-            "FIRMWARE HOLDS",
-            "echo/0",
-            "attached",
-        ],
+        &["2 core(s), 2 up", "FIRMWARE HOLDS", "echo/0", "attached"],
     );
     let columns = |name: &str| -> Vec<String> {
         let line = text.lines().rfind(|line| line.starts_with(name)).unwrap();
@@ -397,5 +428,146 @@ fn a_report_is_one_page_with_the_crash_in_the_firmwares_source() {
         let opened =
             page.matches(&format!("{open}>")).count() + page.matches(&format!("{open} ")).count();
         assert_eq!(opened, page.matches(&close).count(), "{tag}");
+    }
+}
+
+#[test]
+fn a_change_says_to_programs_what_was_done() {
+    let daemon = daemon();
+    let said = |words: &[&str]| {
+        let text = done(daemon.rprocctl(&[words, &["--json"]].concat()));
+        serde_json::from_str::<Value>(&text).unwrap_or_else(|cause| panic!("{words:?}: {cause}"))
+    };
+    for (words, done) in [
+        (&["suspend", "echo"][..], &["suspend"][..]),
+        (&["resume", "echo"], &["resume"]),
+        (&["restart", "echo"], &["stop", "start"]),
+        (&["stop", "echo"], &["stop"]),
+        (&["stop", "--if-running", "echo"], &[]),
+        (&["restart", "echo"], &["start"]),
+        (&["recovery", "set", "echo", "disabled"], &["recovery set"]),
+        (
+            &["coredump", "mode", "echo", "disabled"],
+            &["coredump mode"],
+        ),
+        (&["crash", "echo"], &["crash"]),
+        (&["recovery", "now", "echo"], &["recovery now"]),
+        (&["stop", "echo"], &["stop"]),
+        (&["firmware", "set", "echo", "tty.elf"], &["firmware set"]),
+        (
+            &["start", "echo", "--firmware", "echo.elf"],
+            &["firmware set", "start"],
+        ),
+    ] {
+        let value = said(words);
+        assert_eq!(value["core"], "echo", "{words:?}");
+        assert_eq!(value["done"], serde_json::json!(done), "{words:?}");
+        assert_eq!(value["daemon"], daemon.socket("control").to_str().unwrap());
+    }
+    // With steps, the last line is that.
+    let text = done(daemon.rprocctl(&["restart", "echo", "--progress", "--json"]));
+    let lines: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines.last().unwrap()["done"][0], "stop");
+    assert_eq!(lines[0]["what"], "step");
+    // Lists are of the verb's own subject.
+    assert_eq!(said(&["queues", "echo"])[1]["way"], "to-core");
+    assert!(said(&["timings", "echo"])[0]["steps"].is_array());
+    assert_eq!(said(&["endpoints", "echo"]), serde_json::json!([]));
+}
+
+#[test]
+fn an_error_is_an_object_for_programs_and_nothing_is_on_the_output() {
+    let daemon = daemon();
+    for (words, status, kind) in [
+        (&["info", "nobody"][..], 3, "no-such-core"),
+        (&["attach", "echo"], 4, "refused"),
+        (&["resume", "echo"], 8, "already-so"),
+        (&["frobnicate"], 2, "usage"),
+        (&["info"], 2, "usage"),
+        (&["vmm", "qemu", "echo", "--memory", "garbage"], 2, "usage"),
+        (&["coredump", "get", "echo"], 1, "failed"),
+        (
+            &["--socket", "/nowhere/control", "--timeout", "1", "list"],
+            5,
+            "unreachable",
+        ),
+    ] {
+        let output = daemon.rprocctl(&[&["--json"], words].concat());
+        assert_eq!(output.status.code(), Some(status), "{words:?}: {output:?}");
+        let error = String::from_utf8(output.stderr).unwrap();
+        let first = error.lines().next().unwrap();
+        let error: Value = serde_json::from_str(first).unwrap_or_else(|_| panic!("{error}"));
+        assert_eq!(error["error"]["status"], status, "{words:?}");
+        assert_eq!(error["error"]["kind"], kind, "{words:?}");
+        assert!(error["error"]["message"].as_str().unwrap().len() > 10);
+        // One of several that does not answer hides nobody else.
+        assert_eq!(output.stdout.is_empty(), status != 5, "{words:?}");
+    }
+}
+
+#[test]
+fn the_help_lists_every_exit_status() {
+    let output = Command::new(env!("CARGO_BIN_EXE_rprocctl"))
+        .arg("--help")
+        .output()
+        .unwrap();
+    let text = done(output);
+    has_all(
+        &text,
+        &[
+            "  3  no such core",
+            "  8  nothing to do",
+            "  9  rprocd ended",
+            "RPROCD_SOCKET",
+        ],
+    );
+}
+
+#[test]
+fn a_guests_memory_is_a_size_or_refused_with_what_it_may_be() {
+    let daemon = daemon();
+    let vmm = |size: &str| daemon.rprocctl(&["vmm", "qemu", "echo", "--memory", size]);
+    for (size, shown) in [
+        ("512", "512M"),
+        ("2g", "2G"),
+        ("1536M", "1536M"),
+        ("1048576k", "1G"),
+        ("1T", "1024G"),
+    ] {
+        let words = [format!("size={shown},"), format!("-m {shown} ")];
+        has_all(&done(vmm(size)), &[&words[0], &words[1]]);
+    }
+    for (size, sentence) in [
+        ("garbage", "a whole number with K, M, G or T behind it"),
+        ("", "a whole number"),
+        ("-1", "a whole number"),
+        ("1.5G", "a whole number"),
+        ("0", "at least 1M and at most 16T"),
+        ("17T", "at least 1M and at most 16T"),
+        ("99999999999999999999", "a whole number"),
+        ("18446744073709551615G", "at least 1M and at most 16T"),
+        ("1025K", "a multiple of 1M, which every VMM takes: 1M or 2M"),
+    ] {
+        let output = daemon.rprocctl(&["vmm", "qemu", "echo", &format!("--memory={size}")]);
+        assert_eq!(output.status.code(), Some(2), "{size}");
+        has_all(&String::from_utf8(output.stderr).unwrap(), &[sentence]);
+    }
+}
+
+#[test]
+fn a_name_that_is_nearly_a_cores_is_answered_with_that_core() {
+    let daemon = daemon();
+    for (name, sentence) in [
+        ("ehco", "there is no core \"ehco\"; did you mean \"echo\"?"),
+        ("other", "there is no core \"other\"; there are: echo, dsp"),
+    ] {
+        for verb in ["info", "stop", "trace", "mem"] {
+            let output = daemon.rprocctl(&[verb, name]);
+            assert_eq!(output.status.code(), Some(3), "{verb} {name}");
+            has_all(&String::from_utf8(output.stderr).unwrap(), &[sentence]);
+        }
     }
 }

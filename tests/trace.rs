@@ -229,3 +229,146 @@ fn nothing_in_a_trace_acts_on_a_terminal() {
     let acts = |c: char| c != '\n' && c != '\t' && (c.is_control() || c == '\u{202e}');
     assert!(!piece.text.contains(acts), "{:?}", piece.text);
 }
+
+/// What rprocctl shows, and says beside it.
+fn shown(daemon: &Daemon, words: &[&str]) -> (i32, String, String) {
+    let output = daemon.rprocctl(&[&["trace", "core"], words].concat());
+    (
+        output.status.code().unwrap(),
+        String::from_utf8(output.stdout).unwrap(),
+        String::from_utf8(output.stderr).unwrap(),
+    )
+}
+
+#[test]
+fn a_line_stands_where_an_incarnation_begins_and_one_can_be_chosen() {
+    let daemon = chaos();
+    for _ in 0..2 {
+        assert!(daemon.rprocctl(&["crash", "core"]).status.success());
+    }
+    wait_for_incarnation(&daemon, 3);
+    let heads = |text: &str| -> Vec<String> {
+        let heads = text.lines().filter(|line| line.starts_with("--- "));
+        let number = |line: &str| {
+            Some(
+                line.strip_prefix("--- incarnation ")?
+                    .split_once(',')?
+                    .0
+                    .to_owned(),
+            )
+        };
+        heads.map(|line| number(line).unwrap()).collect()
+    };
+    // The third may not have written anything yet.
+    let end = Instant::now() + PATIENCE;
+    let text = loop {
+        let (status, text, error) = shown(&daemon, &[]);
+        assert_eq!((status, error.as_str()), (0, ""));
+        if heads(&text) == ["1", "2", "3"] {
+            break text;
+        }
+        assert!(Instant::now() < end, "{text}");
+    };
+    let begin = text.lines().next().unwrap();
+    assert!(
+        begin.contains(", booted at 2") && begin.ends_with("Z ---"),
+        "{begin}"
+    );
+    for (which, number) in [("1", "1"), ("3", "3"), ("0", "3"), ("-1", "2"), ("-2", "1")] {
+        let (status, text, _) = shown(&daemon, &["--incarnation", which]);
+        assert_eq!(status, 0, "{which}");
+        assert_eq!(heads(&text), [number], "{which}: {text}");
+        assert!(
+            text.contains(&format!("incarnation {number}")),
+            "{which}: {text}"
+        );
+    }
+    let (status, _, error) = shown(&daemon, &["-i", "7"]);
+    assert_eq!(status, 1);
+    assert!(
+        error.contains("kept is text of incarnation 1, 2, 3"),
+        "{error}"
+    );
+    let (_, text, _) = shown(&daemon, &["--lines", "1"]);
+    assert_eq!(heads(&text), ["3"]);
+    assert_eq!(text.lines().count(), 2, "{text}");
+    let (status, _, error) = shown(&daemon, &["--buffer", "none"]);
+    assert_eq!(status, 1);
+    assert!(
+        error.contains("has no trace buffer \"none\"; it has: "),
+        "{error}"
+    );
+    // The same for programs, in one document.
+    let (_, text, _) = shown(&daemon, &["--json"]);
+    let pieces: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let numbers: Vec<_> = pieces
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|it| it["buffer"] == 0)
+        .map(|it| it["incarnation"].as_u64().unwrap())
+        .collect();
+    assert_eq!(numbers, [1, 2, 3]);
+}
+
+#[test]
+fn text_whose_beginning_is_lost_begins_with_a_whole_line_and_says_how_much_is_missing() {
+    let daemon = chaos();
+    let (_vmm, mut driver, address) = bound(&daemon);
+    // More than is kept.
+    tell(&mut driver, address, "trace-flood 9000");
+    let end = Instant::now() + PATIENCE;
+    while !all_from(&daemon, 0).0.contains("flood 9000 of 9000") {
+        assert!(Instant::now() < end);
+    }
+    let (status, text, error) = shown(&daemon, &[]);
+    assert_eq!(status, 0);
+    let mut lines = text.lines();
+    assert!(
+        lines.next().unwrap().starts_with("--- incarnation 1, "),
+        "{text:.200}"
+    );
+    let first = lines.next().unwrap();
+    let whole = text.lines().nth_back(1).unwrap();
+    let word = |line: &str| line.split_once("flood").map(|(front, _)| front.to_owned());
+    assert_eq!(
+        word(first).map(|it| it.is_empty()),
+        word(whole).map(|it| it.is_empty()),
+        "{first}"
+    );
+    assert!(
+        error.contains(" bytes in front of this are not kept any more"),
+        "{error}"
+    );
+    assert!(error.contains("nor the line in which they end"), "{error}");
+    // Who wants the last lines only is told nothing of it.
+    let (_, text, error) = shown(&daemon, &["-n", "5"]);
+    assert_eq!((text.lines().count(), error.as_str()), (6, ""), "{text}");
+}
+
+#[test]
+fn who_follows_a_trace_is_told_that_the_daemon_ended() {
+    let mut daemon = chaos();
+    let mut follower = Command::new(env!("CARGO_BIN_EXE_rprocctl"))
+        .arg("--socket")
+        .arg(daemon.socket("control"))
+        .args(["trace", "--follow", "core"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut output = BufReader::new(follower.stdout.take().unwrap());
+    output.read_line(&mut line).unwrap();
+    assert!(line.starts_with("--- incarnation 1, "), "{line}");
+    daemon.ask_to_end();
+    daemon.wait_for_end().unwrap();
+    let output = follower.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(9));
+    let error = String::from_utf8(output.stderr).unwrap();
+    let socket = daemon.socket("control");
+    assert_eq!(
+        error,
+        format!("rprocctl: rprocd at {} ended\n", socket.display())
+    );
+}

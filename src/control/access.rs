@@ -24,13 +24,14 @@ pub enum Access {
 }
 
 /// Every method of the contract.
-const CLASSES: [(&str, Class); 20] = [
+const CLASSES: [(&str, Class); 21] = [
     ("io.rprocd.List", Class::Observe),
     ("io.rprocd.Events", Class::Observe),
     ("io.rprocd.Trace", Class::Observe),
     ("io.rprocd.Memory", Class::Observe),
     ("io.rprocd.Resources", Class::Observe),
     ("io.rprocd.Coredumps", Class::Observe),
+    ("io.rprocd.FirmwareFiles", Class::Observe),
     ("io.rprocd.CheckFirmware", Class::Observe),
     ("io.rprocd.CheckConfig", Class::Observe),
     // It has all of the core's memory in it, guests' messages included.

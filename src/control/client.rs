@@ -4,21 +4,26 @@
 //! how each kind of failure is called. What does not: what is made of an answer.
 
 use std::collections::VecDeque;
+use std::fs;
 use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, recvmsg, sendmsg,
+    socket_with,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use thiserror::Error;
+
+use super::MAX_CLIENTS;
 
 /// The longest answer that is read.
 const MAX_ANSWER_BYTES: usize = 16 << 20;
@@ -28,11 +33,7 @@ const MAX_ANSWER_BYTES: usize = 16 << 20;
 #[non_exhaustive]
 pub enum CallError {
     /// Nobody answers at the socket.
-    #[error(
-        "rprocd cannot be reached at {}: {source}; is it running, and is this the socket of its \
-         configuration?",
-        path.display()
-    )]
+    #[error("{}", unreachable(path, source))]
     Unreachable {
         /// The socket.
         path: PathBuf,
@@ -50,7 +51,10 @@ pub enum CallError {
         patience: Duration,
     },
     /// The connection ended in front of the answer.
-    #[error("rprocd hung up without an answer; see its log")]
+    #[error(
+        "rprocd hung up without an answer: it ended, or has {MAX_CLIENTS} clients already; its log \
+         says which"
+    )]
     HungUp,
     /// The answer is not what the interface says.
     #[error(
@@ -68,6 +72,9 @@ pub enum CallError {
     /// `io.rprocd.Refused`: a sentence.
     #[error("{0}")]
     Refused(String),
+    /// `io.rprocd.AlreadySo`: a sentence.
+    #[error("{0}")]
+    AlreadySo(String),
     /// `io.rprocd.Denied`: a sentence.
     #[error("denied: {0}")]
     Denied(String),
@@ -117,12 +124,16 @@ impl Connection {
             path: path.to_owned(),
             source,
         };
-        let stream = UnixStream::connect(path).map_err(|cause| match cause.kind() {
+        let stream = connect(path, patience).map_err(|cause| match cause.kind() {
             io::ErrorKind::PermissionDenied => CallError::Denied(format!(
                 "you may not connect to {}; its mode and group say who may (`mode` and `group` in \
                  section `control` of rprocd's configuration)",
                 path.display()
             )),
+            io::ErrorKind::WouldBlock => CallError::TimedOut {
+                method: format!("at {}", path.display()),
+                patience,
+            },
             _ => unreachable(cause),
         })?;
         let mut connection = Self {
@@ -267,6 +278,7 @@ impl Connection {
                     patience,
                 }
             }
+            (io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset, _) => CallError::HungUp,
             _ => self.unreachable(cause),
         }
     }
@@ -288,6 +300,45 @@ impl Connection {
     }
 }
 
+/// Connects, within a time: a daemon that hangs accepts nobody, and the kernel would wait for it.
+fn connect(path: &Path, patience: Duration) -> io::Result<UnixStream> {
+    let address = SocketAddrUnix::new(path)?;
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    let stream = UnixStream::from(socket);
+    stream.set_write_timeout(Some(patience))?;
+    rustix::net::connect(&stream, &address)?;
+    Ok(stream)
+}
+
+/// Why nobody answers, and what to do.
+fn unreachable(path: &Path, cause: &io::Error) -> String {
+    let is_something_else = fs::metadata(path).is_ok_and(|it| !it.file_type().is_socket());
+    let path = path.display();
+    match cause.kind() {
+        io::ErrorKind::NotFound => format!(
+            "there is no socket {path}, so no rprocd that listens there; start it (`systemctl start \
+             rprocd`, or `rprocd --config FILE`), or name another socket with --socket"
+        ),
+        _ if is_something_else => format!(
+            "{path} is no socket; name the one of section `control` in rprocd's configuration with \
+             --socket"
+        ),
+        io::ErrorKind::ConnectionRefused => format!(
+            "nobody listens at {path}: the rprocd that made this socket has ended; start it again, \
+             and it makes the socket anew"
+        ),
+        _ => format!(
+            "rprocd cannot be reached at {path}: {cause}; is it running, and is this the socket of \
+             its configuration?"
+        ),
+    }
+}
+
 /// What parameters say.
 ///
 /// # Errors
@@ -305,6 +356,9 @@ fn error(name: &str, parameters: Value) -> CallError {
         "io.rprocd.NoSuchCore" => CallError::NoSuchCore(word("core").unwrap_or_default()),
         "io.rprocd.Refused" => CallError::Refused(
             word("reason").unwrap_or_else(|| "rprocd refuses, and gives no reason".to_owned()),
+        ),
+        "io.rprocd.AlreadySo" => CallError::AlreadySo(
+            word("reason").unwrap_or_else(|| "rprocd has nothing to do for that".to_owned()),
         ),
         "io.rprocd.Denied" => {
             CallError::Denied(word("reason").unwrap_or_else(|| "rprocd gives no reason".to_owned()))

@@ -24,6 +24,15 @@ pub struct TracePiece {
     pub lost: u64,
     /// How often the firmware overwrote text unseen, in front of this text.
     pub overruns: u64,
+    /// The buffer's name in the resource table.
+    #[serde(default)]
+    pub name: String,
+    /// The incarnation that wrote the text; 0 if that is not known.
+    #[serde(default)]
+    pub incarnation: u32,
+    /// When that was booted, in microseconds since 1970; 0 if that is not known.
+    #[serde(default)]
+    pub booted: u64,
 }
 
 impl TracePiece {
@@ -31,7 +40,7 @@ impl TracePiece {
     /// is, if more may follow.
     pub fn new(piece: TraceText, end: u64) -> Self {
         // A piece that fills the answer is cut anywhere; one that does not and still is not the
-        // last is in front of an overrun, and nothing completes it.
+        // last is in front of an overrun or of another incarnation, and nothing completes it.
         let complete = piece.next() < end && piece.bytes.len() < MAX_TRACE_BYTES;
         let (text, used) = printable(&piece.bytes, complete);
         // Without a step nothing is told: it will be asked for again.
@@ -46,6 +55,9 @@ impl TracePiece {
             end,
             lost: if stays { 0 } else { piece.lost },
             overruns: if stays { 0 } else { piece.overruns },
+            name: piece.name,
+            incarnation: piece.incarnation,
+            booted: piece.booted,
         }
     }
 }
@@ -60,6 +72,7 @@ mod tests {
             bytes: bytes.to_vec(),
             lost: 7,
             overruns: 1,
+            ..TraceText::default()
         };
         TracePiece::new(piece, end)
     }

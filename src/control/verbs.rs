@@ -24,7 +24,7 @@ use crate::config::Config;
 use crate::coredump::Mode;
 use crate::firmware::Snapshot;
 use crate::report::sentence;
-use crate::rproc::{Core, EventLog, Excerpt, Holder, check};
+use crate::rproc::{Core, EventLog, Excerpt, Holder, RequestError, check};
 
 /// The interface that every Varlink service has.
 const SERVICE_INTERFACE: &str = "org.varlink.service";
@@ -41,6 +41,8 @@ error InvalidParameter (parameter: string)
 ";
 /// Events in one answer.
 const MAX_EVENTS: usize = 128;
+/// Names of firmware files in one answer.
+const MAX_FIRMWARE_FILES: usize = 1024;
 
 /// What is asked about.
 pub struct Service {
@@ -313,6 +315,10 @@ impl Service {
                 let DumpParameters { core, name } = parameters(call)?;
                 return open_coredump(self.named(&core)?, &name);
             }
+            "io.rprocd.FirmwareFiles" => {
+                let NoParameters {} = parameters(call)?;
+                json!({ "files": firmware_files(&self.firmware_directory) })
+            }
             "io.rprocd.CheckFirmware" => self.check_firmware(call, fds)?,
             "io.rprocd.Start" => self.start(call, caller)?,
             "io.rprocd.Stop" => change(call, caller, self.core(call)?, Core::stop)?,
@@ -520,9 +526,13 @@ fn invalid(what: &str) -> Refusal {
     )
 }
 
-fn refused(core: &Core, cause: &dyn Error) -> Refusal {
+fn refused(core: &Core, cause: &(dyn Error + 'static)) -> Refusal {
+    let error = match cause.downcast_ref() {
+        Some(RequestError::AlreadySo { .. }) => "AlreadySo",
+        _ => "Refused",
+    };
     Refusal(
-        format!("{INTERFACE_NAME}.Refused"),
+        format!("{INTERFACE_NAME}.{error}"),
         json!({ "core": core.name(), "reason": sentence(cause) }),
     )
 }
@@ -544,6 +554,19 @@ fn change<E: Into<Box<dyn Error>>>(
     );
     let changed = verb(core).map(|()| json!({}));
     changed.map_err(|cause| refused(core, &*cause.into()))
+}
+
+/// The names of the files in the firmware directory, in order. A directory that cannot be read has
+/// none: who names a file of it is told why.
+fn firmware_files(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut names: Vec<_> = entries
+        .filter(|it| fs::metadata(it.path()).is_ok_and(|it| it.is_file()))
+        .filter_map(|it| it.file_name().into_string().ok())
+        .take(MAX_FIRMWARE_FILES)
+        .collect();
+    names.sort_unstable();
+    names
 }
 
 fn coredumps(core: &Core) -> Result<Value, Refusal> {
@@ -575,7 +598,8 @@ fn open_coredump(core: &Core, name: &str) -> Result<Said, Refusal> {
     let dumps = core.coredumps().map_err(|cause| refused(core, &cause))?;
     let Some(dump) = dumps.iter().find(|dump| file_name(&dump.path) == name) else {
         let cause = format!(
-            "core {} has no coredump {name:?}; the oldest go when there are too many",
+            "core {} has no coredump {name:?}; `rprocctl coredump list` shows those that there are, and \
+             the oldest go when there are too many",
             core.name()
         );
         return Err(refused(core, &*Box::<dyn Error>::from(cause)));

@@ -736,7 +736,18 @@ impl Machine {
     /// # Errors
     /// [`RequestError::Refused`] if there is none that runs.
     pub fn inject_crash(&mut self) -> Result<(), RequestError> {
-        self.admit(Verb::ReportCrash)?;
+        self.admit(Verb::ReportCrash).map_err(|cause| match cause {
+            // For an engine's report there is nothing to do; an operator has asked for what cannot be.
+            RequestError::AlreadySo { core, state } if state != CoreState::Crashed => {
+                RequestError::Refused {
+                    core,
+                    verb: Verb::ReportCrash,
+                    state,
+                    why: "nothing runs that could crash; start it",
+                }
+            }
+            cause => cause,
+        })?;
         self.crashed(Crash {
             kind: CrashKind::FatalError,
             detail: "an operator had it crash".to_owned(),

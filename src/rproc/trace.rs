@@ -43,6 +43,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use vm_memory::VolatileSlice;
 
@@ -66,6 +67,8 @@ pub const STRIDE: usize = 256;
 pub const PATIENCE: u8 = 3;
 /// Overruns that a log remembers the places of.
 const MAX_OVERRUNS: usize = 256;
+/// Incarnations that a log remembers the first bytes of.
+const MAX_BEGINNINGS: usize = 256;
 
 /// How much of a buffer of `len` bytes must be left when the follower looks: changes this close
 /// behind the position mean that the writer has come round.
@@ -101,6 +104,13 @@ pub struct TraceText {
     /// How often, right in front of this text or in what the log has forgotten, the firmware
     /// overwrote text before it was looked at. Nobody knows how much that was.
     pub overruns: u64,
+    /// The incarnation that wrote it; where there is no text, the one that writes next. 0 if that is
+    /// not known.
+    pub incarnation: u32,
+    /// When that incarnation was booted: microseconds since 1970; 0 if that is not known.
+    pub booted: u64,
+    /// The buffer's name in the resource table.
+    pub name: String,
 }
 
 impl TraceText {
@@ -108,6 +118,16 @@ impl TraceText {
     pub fn next(&self) -> u64 {
         self.first + self.bytes.len() as u64
     }
+}
+
+/// Where the text of an incarnation begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Beginning {
+    /// The number of its first byte.
+    at: u64,
+    incarnation: u32,
+    /// Microseconds since 1970.
+    booted: u64,
 }
 
 /// The last text of a trace, its bytes numbered.
@@ -118,6 +138,8 @@ struct Log {
     end: u64,
     /// The numbers of the bytes with an overrun in front of them, rising.
     overruns: VecDeque<u64>,
+    /// Of the incarnations with text in the log, and of the one that writes next; rising.
+    beginnings: VecDeque<Beginning>,
 }
 
 impl Log {
@@ -140,14 +162,38 @@ impl Log {
         self.overruns.push_back(self.end);
     }
 
+    /// What follows is written by another incarnation.
+    fn begin(&mut self, incarnation: u32, booted: u64) {
+        let at = self.end;
+        // One that has written nothing is of no interest any more.
+        self.beginnings.retain(|it| it.at < at);
+        // Nor is one whose last byte is forgotten.
+        let oldest = self.oldest();
+        while self.beginnings.get(1).is_some_and(|it| it.at <= oldest)
+            || self.beginnings.len() == MAX_BEGINNINGS
+        {
+            self.beginnings.pop_front();
+        }
+        self.beginnings.push_back(Beginning {
+            at,
+            incarnation,
+            booted,
+        });
+    }
+
     fn since(&self, number: u64, max: usize) -> TraceText {
         // A number that is still to come is from another run of the daemon.
         let asked = if number > self.end { 0 } else { number };
         let first = asked.max(self.oldest());
         let before = |number: u64| self.overruns.partition_point(|at| *at < number);
-        // Text does not go past an overrun, so that a reader can show where it was.
-        let next = self.overruns.get(before(first + 1));
-        let end = next.map_or(self.end, |next| *next);
+        // Text does not go past an overrun or into another incarnation, so that a reader can show
+        // where it was.
+        let next = self.overruns.get(before(first + 1)).copied();
+        let behind = self.beginnings.partition_point(|it| it.at <= first);
+        let by = behind.checked_sub(1).and_then(|it| self.beginnings.get(it));
+        let begins = self.beginnings.get(behind).map(|it| it.at);
+        let end = [next, begins].into_iter().flatten().min();
+        let end = end.unwrap_or(self.end);
         #[expect(
             clippy::cast_possible_truncation,
             reason = "both are at most the log's size"
@@ -166,6 +212,9 @@ impl Log {
             } else {
                 (before(first + 1) - before(asked)) as u64
             },
+            incarnation: by.map_or(0, |it| it.incarnation),
+            booted: by.map_or(0, |it| it.booted),
+            name: String::new(),
         }
     }
 }
@@ -259,6 +308,12 @@ impl TraceFollower {
         self.held = 0;
     }
 
+    /// What is found from now on was written by this incarnation, booted at this time
+    /// (microseconds since 1970).
+    pub fn set_incarnation(&mut self, incarnation: u32, booted: u64) {
+        self.log.begin(incarnation, booted);
+    }
+
     /// Logs what is new, if a glance at the buffer finds anything. For a caller that looks very
     /// often; see the module for what it may overlook, and for how long. Says whether text was
     /// found.
@@ -281,8 +336,8 @@ impl TraceFollower {
         self.take(buffer, Looker::Last)
     }
 
-    /// Text from byte `number` on, at most `max` bytes, and none that follows an overrun; the next
-    /// piece begins with that. A number that the log has forgotten is answered with what is left,
+    /// Text from byte `number` on, at most `max` bytes, and none that follows an overrun or is another
+    /// incarnation's; the next piece begins with that. A number that the log has forgotten is answered with what is left,
     /// one that was never reached with all that there is.
     pub fn since(&self, number: u64, max: usize) -> TraceText {
         self.log.since(number, max)
@@ -520,16 +575,34 @@ impl TraceFollower {
 #[derive(Default, Debug)]
 pub(super) struct Traces {
     followers: Vec<TraceFollower>,
+    /// Their names, as the last incarnation has them.
+    names: Vec<String>,
     /// Looks that found something.
     found: Arc<AtomicU64>,
 }
 
 impl Traces {
-    /// An incarnation begins; see [`TraceFollower::begin`].
-    pub(super) fn begin(&mut self, buffers: &[TraceBuffer], ram: &Ram, old: OldText) {
+    /// An incarnation of this number begins; see [`TraceFollower::begin`].
+    pub(super) fn begin(
+        &mut self,
+        buffers: &[TraceBuffer],
+        ram: &Ram,
+        old: OldText,
+        incarnation: u32,
+    ) {
         if self.followers.len() < buffers.len() {
             self.followers
                 .resize_with(buffers.len(), TraceFollower::new);
+            self.names.resize(buffers.len(), String::new());
+        }
+        for (name, buffer) in self.names.iter_mut().zip(buffers) {
+            name.clone_from(&buffer.name);
+        }
+        let booted = SystemTime::now().duration_since(UNIX_EPOCH);
+        let booted = booted.map_or(0, |time| time.as_micros());
+        let booted = u64::try_from(booted).unwrap_or(u64::MAX);
+        for follower in &mut self.followers {
+            follower.set_incarnation(incarnation, booted);
         }
         self.each(buffers, ram, |follower, buffer| {
             follower.begin(buffer, old);
@@ -558,8 +631,15 @@ impl Traces {
         let numbers = numbers.iter().copied().chain(std::iter::repeat(0));
         self.followers
             .iter()
+            .zip(&self.names)
             .zip(numbers)
-            .map(|(follower, number)| (follower.since(number, max), follower.end()))
+            .map(|((follower, name), number)| {
+                let text = TraceText {
+                    name: name.clone(),
+                    ..follower.since(number, max)
+                };
+                (text, follower.end())
+            })
             .collect()
     }
 
@@ -914,6 +994,45 @@ mod tests {
                 ..TraceText::default()
             }
         );
+    }
+
+    #[test]
+    fn text_is_of_one_incarnation_and_says_which() {
+        let mut log = Log::default();
+        log.begin(1, 10);
+        log.push(b"one");
+        log.begin(2, 20);
+        // It writes nothing.
+        log.begin(3, 30);
+        log.push(b"three");
+        let piece = log.since(0, 10);
+        assert_eq!(piece.bytes, b"one");
+        assert_eq!((piece.incarnation, piece.booted), (1, 10));
+        let piece = log.since(piece.next(), 10);
+        assert_eq!(piece.bytes, b"three");
+        assert_eq!((piece.incarnation, piece.booted), (3, 30));
+        // What comes next is of the one that runs.
+        assert_eq!(log.since(8, 10).incarnation, 3);
+        log.begin(4, 40);
+        assert_eq!(log.since(8, 10).incarnation, 4);
+        assert_eq!(log.since(7, 10).incarnation, 3);
+    }
+
+    #[test]
+    fn any_number_of_incarnations_takes_bounded_memory() {
+        let mut log = Log::default();
+        for number in 1..2000 {
+            log.begin(number, 0);
+            log.push(b"x");
+        }
+        assert!(log.beginnings.len() <= MAX_BEGINNINGS);
+        assert_eq!(log.since(0, 10).incarnation, 0);
+        assert_eq!(log.since(1998, 10).incarnation, 1999);
+        // Those whose text is forgotten are, too.
+        log.push(&[b'y'; LOG_BYTES]);
+        log.begin(2000, 0);
+        assert_eq!(log.beginnings.len(), 2);
+        assert_eq!(log.since(0, 10).incarnation, 1999);
     }
 
     #[test]

@@ -248,13 +248,15 @@ impl<D: Daemon> Files<D> {
     ) -> Result<()> {
         match self.daemon.ask(method, parameters) {
             Ok(_) => Ok(()),
-            Err(CallError::Refused(why)) => match errno(&self.core(place)?.state) {
-                Some(errno) => Err(Refusal {
-                    errno,
-                    why: Some(why),
-                }),
-                None => Ok(()),
-            },
+            Err(CallError::Refused(why) | CallError::AlreadySo(why)) => {
+                match errno(&self.core(place)?.state) {
+                    Some(errno) => Err(Refusal {
+                        errno,
+                        why: Some(why),
+                    }),
+                    None => Ok(()),
+                }
+            }
             Err(cause) => Err(cause.into()),
         }
     }

@@ -4,10 +4,12 @@
 //! is not in the programs.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Command, CommandFactory};
+use clap_complete::env::{Bash, EnvCompleter, Fish, Zsh};
 use clap_complete::{Shell, generate_to};
 
 use crate::cargo;
@@ -22,6 +24,11 @@ mod rprocd;
 #[path = "../../src/bin/rprocfs/arguments.rs"]
 #[allow(dead_code, reason = "only the words are of use here")]
 mod rprocfs;
+
+/// The program whose completions ask it.
+const ASKS: &str = "rprocctl";
+/// What says, in the environment of a program, that a shell asks: clap's own name.
+const VARIABLE: &str = "COMPLETE";
 
 /// Each program: its command line, and the section of its pages.
 fn programs() -> [(Command, &'static str); 3] {
@@ -52,13 +59,41 @@ pub fn build() -> Result<PathBuf> {
     }
     for (mut command, section) in programs() {
         let name = command.get_name().to_owned();
-        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-            generate_to(shell, &mut command, &name, &completions)?;
+        if name == ASKS {
+            asking_completions(&name, &completions)?;
+        } else {
+            for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+                generate_to(shell, &mut command, &name, &completions)?;
+            }
         }
         command.build();
         pages(&command, &name, section, &man)?;
     }
     Ok(folder)
+}
+
+/// Completions that ask the program, since it knows the names of cores and files.
+fn asking_completions(name: &str, folder: &Path) -> Result<()> {
+    let shells: [(&dyn EnvCompleter, String); 3] = [
+        (&Bash, format!("{name}.bash")),
+        (&Zsh, format!("_{name}")),
+        (&Fish, format!("{name}.fish")),
+    ];
+    for (shell, file) in shells {
+        let mut script = Vec::new();
+        shell.write_registration(VARIABLE, name, name, name, &mut script)?;
+        if shell.name() == "zsh" {
+            // zsh loads the file when it is needed first, and wants an answer then.
+            let completer = format!("_clap_dynamic_completer_{name}");
+            write!(
+                script,
+                "\nif [[ \"${{funcstack[1]}}\" = \"_{name}\" ]]; then\n    {completer} \"$@\"\nfi\n"
+            )?;
+        }
+        let path = folder.join(file);
+        fs::write(&path, script).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// A page for a command and one for each of its verbs.
@@ -100,7 +135,9 @@ mod tests {
         }
         for file in ["rprocctl.bash", "_rprocctl", "rprocctl.fish", "rprocd.bash"] {
             let text = fs::read_to_string(folder.join("completions").join(file)).unwrap();
-            assert!(text.contains("socket"), "{file}");
+            let asks = text.contains("COMPLETE=") && text.contains("rprocctl --")
+                || text.contains("\"rprocctl\" --");
+            assert!(asks || text.contains("--config"), "{file}:\n{text}");
         }
     }
 }

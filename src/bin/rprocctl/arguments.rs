@@ -9,23 +9,58 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+/// The exit statuses: number, the word for it in JSON, what it means.
+pub const STATUSES: [(u8, &str, &str); 10] = [
+    (0, "done", "done"),
+    (1, "failed", "failed"),
+    (2, "usage", "wrong usage"),
+    (3, "no-such-core", "no such core"),
+    (
+        4,
+        "refused",
+        "refused: not in the core's state, or not at all",
+    ),
+    (
+        5,
+        "unreachable",
+        "rprocd, or one of several, cannot be reached",
+    ),
+    (
+        6,
+        "denied",
+        "denied: not for this user, or not through this socket",
+    ),
+    (7, "timed-out", "rprocd has not answered in time"),
+    (8, "already-so", "nothing to do: it was so already"),
+    (9, "ended", "rprocd ended while it was followed"),
+];
+
+/// [`STATUSES`], as help.
+fn statuses() -> String {
+    let mut text = "Exit status:\n".to_owned();
+    for (status, _, meaning) in STATUSES {
+        text.push_str(&format!("  {status}  {meaning}\n"));
+    }
+    text + "\nWith --json the standard output has one JSON document and nothing else, or while \
+            something is followed one a line. An error is an object on the standard error: \
+            {\"error\": {\"status\": 3, \"kind\": \"no-such-core\", \"message\": \"...\"}}. Fields are added \
+            in later versions; those that are there keep their name and meaning."
+}
+
 /// Shows what rprocd's cores do, starts them and stops them.
 ///
-/// Exit status: 0 done, 1 failed, 2 wrong usage, 3 no such core, 4 refused, 5 rprocd cannot be
-/// reached, 6 denied, 7 timed out.
+/// Without --socket it finds every rprocd of this host. Verbs that look show the cores of all of
+/// them; a verb for one core goes to the rprocd that has it.
 #[derive(Parser)]
-#[command(name = "rprocctl", version, max_term_width = 80)]
+#[command(name = "rprocctl", version, max_term_width = 80, after_help = statuses())]
 pub struct Arguments {
-    /// rprocd's control socket (`socket` in section `control` of its configuration); for verbs
-    /// that only look, the monitor socket will do
-    #[arg(
-        short,
-        long,
-        value_name = "PATH",
-        default_value = "/run/rprocd/control",
-        global = true
-    )]
-    pub socket: PathBuf,
+    /// rprocd's control socket; may be given more than once
+    ///
+    /// Without it: the paths in the environment variable RPROCD_SOCKET, separated by colons, or else
+    /// /run/rprocd/control and /run/rprocd/*/control. Who may not use a control socket, and only
+    /// looks, is served by the monitor socket beside it (its name with "monitor" for "control").
+    #[arg(short, long = "socket", value_name = "PATH", global = true)]
+    pub sockets: Vec<PathBuf>,
     /// How long rprocd may take for an answer
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds, global = true)]
     pub timeout: Duration,
@@ -34,6 +69,41 @@ pub struct Arguments {
     pub json: bool,
     #[command(subcommand)]
     pub verb: Verb,
+}
+
+/// The smallest guest's memory.
+const LEAST_MEMORY: u64 = 1 << 20;
+/// The largest: more than hosts have.
+const MOST_MEMORY: u64 = 16 << 40;
+
+/// A guest's memory in bytes, as QEMU's `-m` reads it: MiB without a suffix.
+fn memory(text: &str) -> Result<u64, String> {
+    let lower = text.trim().to_ascii_lowercase();
+    let (digits, shift) = match lower.strip_suffix(['k', 'm', 'g', 't']) {
+        Some(digits) => match lower.as_bytes()[digits.len()] {
+            b'k' => (digits, 10),
+            b'm' => (digits, 20),
+            b'g' => (digits, 30),
+            _ => (digits, 40),
+        },
+        None => (lower.as_str(), 20),
+    };
+    let number: u64 = digits.parse().map_err(|_| {
+        "it must be a whole number with K, M, G or T behind it, as in 512M; without a letter it \
+         is in MiB, as for QEMU's -m"
+            .to_owned()
+    })?;
+    let bytes = number.checked_mul(1 << shift);
+    let bytes = bytes.filter(|bytes| (LEAST_MEMORY..=MOST_MEMORY).contains(bytes));
+    let bytes = bytes.ok_or("it must be at least 1M and at most 16T")?;
+    if !bytes.is_multiple_of(LEAST_MEMORY) {
+        let below = bytes / LEAST_MEMORY;
+        return Err(format!(
+            "it must be a multiple of 1M, which every VMM takes: {below}M or {}M",
+            below + 1
+        ));
+    }
+    Ok(bytes)
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -60,7 +130,7 @@ pub enum Verb {
     List,
     /// One core, in full
     Info(OfCore),
-    /// Live view of all cores; q ends it
+    /// Live view of all cores; q ends it. An rprocd that ends is waited for
     Top {
         /// How long between two looks
         #[arg(short, long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
@@ -110,23 +180,35 @@ pub enum Verb {
     /// Coredumps of a core
     #[command(subcommand)]
     Coredump(Coredump),
-    /// What a core's firmware wrote into its trace buffers
+    /// What a core's firmware wrote into its trace buffers, under a line for each incarnation
     Trace {
-        /// Go on with what it writes from now on, until interrupted
+        /// Go on with what it writes from now on, until interrupted or rprocd ends
         #[arg(short, long)]
         follow: bool,
+        /// Begin with so many lines of each buffer; the default is all that are kept
+        #[arg(short = 'n', long, value_name = "COUNT")]
+        lines: Option<usize>,
+        /// What this incarnation wrote and no other; 0 is the last one, -1 the one before it
+        #[arg(short, long, value_name = "NUMBER", allow_negative_numbers = true)]
+        incarnation: Option<i64>,
+        /// Of this buffer only: its name, or its number from 0
+        #[arg(short, long, value_name = "BUFFER")]
+        buffer: Option<String>,
         #[command(flatten)]
         of: OfCore,
     },
     /// What has happened
     Events {
-        /// Go on with what happens from now on, until interrupted
+        /// Begin with the last 10, and go on with what happens until interrupted or rprocd ends
         #[arg(short, long)]
         follow: bool,
+        /// Begin with the last COUNT; the default is all that are kept, with --follow 10
+        #[arg(short = 'n', long, value_name = "COUNT", conflicts_with = "since")]
+        lines: Option<usize>,
         /// Each step of a boot, a stop and so on as well
         #[arg(long)]
         steps: bool,
-        /// From this event on; the first number in each line
+        /// From this event on; the first number in each line. They are one rprocd's
         #[arg(long, value_name = "NUMBER")]
         since: Option<u64>,
         /// Of this core only
@@ -152,9 +234,9 @@ pub enum Verb {
     Vmm {
         /// Which VMM
         vmm: Vmm,
-        /// The guest's memory
-        #[arg(long, value_name = "SIZE", default_value = "1G")]
-        memory: String,
+        /// The guest's memory: a number with K, M, G or T behind it, without a letter in MiB
+        #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = memory)]
+        memory: u64,
         #[command(flatten)]
         of: OfCore,
     },
@@ -173,7 +255,7 @@ pub enum Verb {
     /// rprocd's configuration
     #[command(subcommand)]
     Config(Config),
-    /// Does rprocd answer, and how fast?
+    /// Does each rprocd answer, and how fast?
     Ping,
     /// The versions of rprocctl and rprocd
     Version,
@@ -204,6 +286,8 @@ pub struct Change {
 pub enum Firmware {
     /// Show which one it is
     Get(OfCore),
+    /// The files of rprocd's firmware directory
+    List,
     /// Give an offline core another one, until rprocd ends
     Set {
         /// The core's name

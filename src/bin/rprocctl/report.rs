@@ -14,10 +14,13 @@ use rustix::system::uname;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use crate::daemons::{Daemon, Daemons};
+use crate::failure::{FAILED, Failure, Result};
 use crate::show;
 use crate::terminal::{Screen, duration, time};
-use crate::{Daemon, Entries, Failure, Info, Regions, Result, dumps, info};
+use crate::{Entries, Info, Regions, dumps, info};
 use rprocd::control::TracePiece;
+use rprocd::control::client::CallError;
 use rprocd::firmware::Snapshot;
 use rprocd::memory::DeviceAddress;
 use rprocd::rproc::{CoreStatus, Event, Histogram, Region, Resource};
@@ -35,16 +38,31 @@ struct Report {
     /// Microseconds since 1970.
     time: u64,
     rprocctl: String,
-    rprocd: String,
     host: String,
+    daemons: Vec<DaemonReport>,
     cores: Vec<CoreReport>,
-    events: Vec<Event>,
-    /// Events before the first one here, which are not kept.
+    events: Vec<Told>,
+}
+
+#[derive(Serialize)]
+struct DaemonReport {
+    socket: PathBuf,
+    version: String,
+    /// Events before the first one of the report, which are not kept.
     lost: u64,
+}
+
+/// An event, and the daemon that told it.
+#[derive(Serialize)]
+struct Told {
+    daemon: PathBuf,
+    #[serde(flatten)]
+    event: Event,
 }
 
 #[derive(Serialize)]
 struct CoreReport {
+    daemon: PathBuf,
     status: CoreStatus,
     memory: Vec<Region>,
     resources: Vec<Resource>,
@@ -68,20 +86,45 @@ struct Crash {
 }
 
 /// The report as text: a page, or JSON.
-pub fn text(daemon: &Daemon, html: bool, symbols: &[PathBuf]) -> Result<String> {
-    let report = gather(daemon, symbols)?;
-    if html && !daemon.json {
+pub fn text(daemons: &Daemons, html: bool, symbols: &[PathBuf]) -> Result<String> {
+    let mut report = gather(daemons, symbols)?;
+    if html {
+        call_by_names_of_their_own(&mut report);
         return Ok(page(&report));
     }
-    let text = serde_json::to_string_pretty(&report)
-        .map_err(|cause| Failure::new(1, format!("the report cannot be shown: {cause}")))?;
+    let text = serde_json::to_string_pretty(&report).map_err(|cause| {
+        let text = format!("the report cannot be shown: {cause}");
+        Failure::new(FAILED, text)
+    })?;
     Ok(text + "\n")
 }
 
-fn gather(daemon: &Daemon, symbols: &[PathBuf]) -> Result<Report> {
-    let symbols: Vec<_> = symbols.iter().map(Symbols::open).collect::<Result<_>>()?;
+/// On the page, where two daemons have a core of one name, the socket is in it.
+fn call_by_names_of_their_own(report: &mut Report) {
+    let names: Vec<_> = report
+        .cores
+        .iter()
+        .map(|it| it.status.name.clone())
+        .collect();
+    let called = |name: &mut String, daemon: &PathBuf| {
+        if names.iter().filter(|it| *it == name).count() > 1 {
+            *name = format!("{name} ({})", daemon.display());
+        }
+    };
+    for core in &mut report.cores {
+        called(&mut core.status.name, &core.daemon);
+    }
+    for told in &mut report.events {
+        called(&mut told.event.core, &told.daemon);
+    }
+}
+
+/// What one daemon tells.
+fn gather_from(daemon: &Daemon) -> Result<(DaemonReport, Vec<CoreReport>, Vec<Event>)> {
+    let failed = |cause| daemon.failed(cause);
     let Info { version, .. } = info(daemon)?;
-    let mut connection = daemon.connect()?;
+    // A method of those that look, so that the monitor socket will do.
+    let mut connection = daemon.connect("io.rprocd.Events")?;
     let (mut events, mut since, mut lost) = (Vec::new(), None, 0);
     loop {
         #[derive(Deserialize)]
@@ -91,7 +134,8 @@ fn gather(daemon: &Daemon, symbols: &[PathBuf]) -> Result<Report> {
             next: u64,
         }
         let parameters = json!({ "since": since });
-        let excerpt: Excerpt = connection.call("io.rprocd.Events", &parameters)?;
+        let asked = connection.call("io.rprocd.Events", &parameters);
+        let excerpt: Excerpt = asked.map_err(failed)?;
         lost += excerpt.lost;
         events.extend(excerpt.events);
         if since == Some(excerpt.next) {
@@ -103,45 +147,70 @@ fn gather(daemon: &Daemon, symbols: &[PathBuf]) -> Result<Report> {
         lost += first.seq;
     }
     let mut cores = Vec::new();
-    for status in daemon.cores()? {
+    for status in daemon.list()?.cores {
         let about = json!({ "core": status.name });
-        let Regions { regions } = connection.call("io.rprocd.Memory", &about)?;
-        let Entries { entries } = connection.call("io.rprocd.Resources", &about)?;
-        let traces = traces(&mut connection, &status.name)?;
-        let symbols = symbols.iter().find(|it| it.are_of(&status));
+        let regions = connection.call("io.rprocd.Memory", &about);
+        let Regions { regions } = regions.map_err(failed)?;
+        let entries = connection.call("io.rprocd.Resources", &about);
+        let Entries { entries } = entries.map_err(failed)?;
         cores.push(CoreReport {
+            daemon: daemon.socket.clone(),
             memory: regions,
             resources: entries,
             coredumps: dumps(daemon, &status.name)?,
-            crashes: crashes(&status.name, &events, &traces, symbols),
-            traces,
+            crashes: Vec::new(),
+            traces: traces(&mut connection, &status.name).map_err(failed)?,
             status,
         });
     }
+    let daemon = DaemonReport {
+        socket: daemon.socket.clone(),
+        version,
+        lost,
+    };
+    Ok((daemon, cores, events))
+}
+
+fn gather(daemons: &Daemons, symbols: &[PathBuf]) -> Result<Report> {
+    let symbols: Vec<_> = symbols.iter().map(Symbols::open).collect::<Result<_>>()?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.map_or(0, |now| now.as_micros());
     let host = uname();
-    Ok(Report {
+    let mut report = Report {
         time: u64::try_from(now).unwrap_or(u64::MAX),
         rprocctl: env!("CARGO_PKG_VERSION").to_owned(),
-        rprocd: version,
         host: format!(
             "{} {} {}",
             host.sysname().to_string_lossy(),
             host.release().to_string_lossy(),
             host.machine().to_string_lossy()
         ),
-        cores,
-        events,
-        lost,
-    })
+        daemons: Vec::new(),
+        cores: Vec::new(),
+        events: Vec::new(),
+    };
+    for (daemon, (told, mut cores, events)) in daemons.each(gather_from)? {
+        for core in &mut cores {
+            let symbols = symbols.iter().find(|it| it.are_of(&core.status));
+            core.crashes = crashes(&core.status.name, &events, &core.traces, symbols);
+        }
+        report.daemons.push(told);
+        report.cores.extend(cores);
+        report.events.extend(events.into_iter().map(|event| Told {
+            daemon: daemon.socket.clone(),
+            event,
+        }));
+    }
+    // Each daemon's own are in order.
+    report.events.sort_by_key(|it| it.event.time);
+    Ok(report)
 }
 
 /// All that is kept of a core's traces, each in one piece.
 fn traces(
     connection: &mut rprocd::control::client::Connection,
     core: &str,
-) -> Result<Vec<TracePiece>> {
+) -> std::result::Result<Vec<TracePiece>, CallError> {
     #[derive(Deserialize)]
     struct Buffers {
         buffers: Vec<TracePiece>,
@@ -159,6 +228,9 @@ fn traces(
                 whole.text += &piece.text;
                 whole.next = piece.next;
                 whole.end = piece.end;
+                // Of its end.
+                whole.incarnation = piece.incarnation;
+                whole.booted = piece.booted;
             }
         }
         // A firmware that goes on writing is not waited for.
@@ -228,7 +300,10 @@ impl Symbols {
     fn open(path: &PathBuf) -> Result<Self> {
         let failed = |cause: &dyn std::fmt::Display| {
             let path = path.display();
-            Failure::new(1, format!("cannot read the symbols of {path}: {cause}"))
+            Failure::new(
+                FAILED,
+                format!("cannot read the symbols of {path}: {cause}"),
+            )
         };
         let bytes = fs::read(path).map_err(|cause| failed(&cause))?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -305,15 +380,20 @@ h1 { font-size: 1.5em; margin-bottom: 0; } h2 { margin-top: 2.2em; border-bottom
 p.sub, figcaption { color: var(--soft); font-size: .9em; margin: .2em 0; }
 pre { background: var(--band); padding: .7em .9em; overflow-x: auto; border-radius: 5px;
   font: 12.5px/1.45 ui-monospace, monospace; margin: .5em 0; }
-table { border-collapse: collapse; width: 100%; font-size: .92em; table-layout: fixed; }
+table { border-collapse: collapse; width: 100%; font-size: .92em; }
 td pre { white-space: pre-wrap; overflow-wrap: anywhere; } td { overflow-wrap: anywhere; }
+td:last-child { width: 100%; } th { white-space: nowrap; }
 th { text-align: left; color: var(--soft); font-weight: 600; }
 th, td { padding: .35em .8em .35em 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.n { font-variant-numeric: tabular-nums; white-space: nowrap; }
-figure { margin: .5em 0; } svg { width: 100%; height: auto; display: block; }
+figure { margin: .5em 0; overflow-x: auto; }
+svg { width: 100%; min-width: 640px; height: auto; display: block; }
 svg text { fill: var(--ink); font: 11px system-ui, sans-serif; } svg text.s { fill: var(--soft); }
 .state { font-weight: 600; } .running, .attached { color: var(--run); } .crashed { color: var(--dead); }
 summary { cursor: pointer; color: var(--soft); }
+@media (max-width: 640px) { table, tbody, tr, td { display: block; } tr:first-child { display: none; }
+  tr { border-bottom: 1px solid var(--line); padding: .4em 0; } td { border: none; padding: .1em 0; }
+  td[data-of]::before { content: attr(data-of) \" \"; color: var(--soft); } }
 ";
 
 fn page(report: &Report) -> String {
@@ -323,12 +403,19 @@ fn page(report: &Report) -> String {
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width\">\n\
          <title>rprocd report</title>\n<style>{STYLE}</style></head>\n<body>\n\
-         <h1>rprocd report</h1>\n<p class=\"sub\">{} · rprocd {} · rprocctl {} · {}</p>\n",
+         <h1>rprocd report</h1>\n<p class=\"sub\">{} · rprocctl {} · {}</p>\n",
         time(report.time),
-        escape(&report.rprocd),
         escape(&report.rprocctl),
         escape(&report.host)
     );
+    for daemon in &report.daemons {
+        let _ = writeln!(
+            page,
+            "<p class=\"sub\">rprocd {} at {}</p>",
+            escape(&daemon.version),
+            escape(&daemon.socket.display().to_string())
+        );
+    }
     page.push_str("<h2>States</h2>\n");
     page.push_str(&timeline(report));
     for core in &report.cores {
@@ -379,7 +466,9 @@ fn one_core(page: &mut String, core: &CoreReport) {
     for (index, piece) in core.traces.iter().enumerate() {
         let _ = writeln!(
             page,
-            "<details><summary>Trace buffer {index}, the end of it</summary><pre>{}</pre></details>",
+            "<details><summary>Trace buffer {index} \"{}\", the end of it</summary><pre>{}</pre>\
+             </details>",
+            escape(&piece.name),
             escape(&lines(piece, 0, piece.next))
         );
     }
@@ -390,14 +479,11 @@ fn crash_table(page: &mut String, core: &CoreReport) {
         page.push_str("<p>None that is still known of.</p>\n");
         return;
     }
-    page.push_str(
-        "<table><tr><th style=\"width:15em\">When</th><th style=\"width:6em\">Incarnation</th>\
-         <th>What</th></tr>\n",
-    );
+    page.push_str("<table><tr><th>When</th><th>Incarnation</th><th>What</th></tr>\n");
     for crash in core.crashes.iter().rev() {
         let _ = write!(
             page,
-            "<tr><td class=\"n\">{}</td><td class=\"n\">{}</td><td>{}",
+            "<tr><td class=\"n\">{}</td><td class=\"n\" data-of=\"incarnation\">{}</td><td>{}",
             time(crash.time),
             crash.incarnation,
             escape(&crash.reason)
@@ -416,8 +502,9 @@ fn crash_table(page: &mut String, core: &CoreReport) {
         {
             let _ = write!(
                 page,
-                "<details><summary>Last lines of trace buffer {index}</summary><pre>{}</pre>\
+                "<details><summary>Last lines of trace buffer {index} \"{}\"</summary><pre>{}</pre>\
                  </details>",
+                escape(core.traces.get(index).map_or("", |it| &it.name)),
                 escape(text)
             );
         }
@@ -431,15 +518,16 @@ fn events(page: &mut String, report: &Report) {
     let told: Vec<_> = report
         .events
         .iter()
+        .map(|it| &it.event)
         .filter(|it| it.what != "step")
         .collect();
+    let lost: u64 = report.daemons.iter().map(|it| it.lost).sum();
     let shown = &told[told.len().saturating_sub(LAST_EVENTS)..];
-    if report.lost > 0 || shown.len() < told.len() {
+    if lost > 0 || shown.len() < told.len() {
         let _ = writeln!(
             page,
-            "<p class=\"sub\">The last {}; {} before them are not kept any more.</p>",
-            shown.len(),
-            report.lost
+            "<p class=\"sub\">The last {}; {lost} before them are not kept any more.</p>",
+            shown.len()
         );
     }
     let mut text = String::new();
@@ -460,6 +548,14 @@ fn events(page: &mut String, report: &Report) {
     let _ = writeln!(page, "<pre>{}</pre>", escape(&text));
 }
 
+/// A text of so many letters at most.
+fn shortened(text: &str, letters: usize) -> String {
+    match text.char_indices().nth(letters) {
+        None => text.to_owned(),
+        Some(_) => text.chars().take(letters - 1).chain(['…']).collect(),
+    }
+}
+
 /// A colour for a state.
 fn colour(state: &str) -> &'static str {
     match state {
@@ -472,15 +568,19 @@ fn colour(state: &str) -> &'static str {
 
 /// When each core was in which state.
 fn timeline(report: &Report) -> String {
-    const LEFT: f64 = 110.0;
     const ROW: f64 = 30.0;
+    /// Letters of a name that there is room for.
+    const LETTERS: usize = 40;
+    let longest = report.cores.iter().map(|it| it.status.name.chars().count());
+    // About seven units a letter.
+    let left = 10.0 + 7.0 * longest.max().unwrap_or(0).clamp(14, LETTERS) as f64;
     let begin = report
         .events
         .first()
-        .map_or(report.time, |event| event.time);
+        .map_or(report.time, |told| told.event.time);
     let span = report.time.saturating_sub(begin).max(1) as f64;
     let at =
-        |time: u64| LEFT + (WIDTH - LEFT) * (time.saturating_sub(begin) as f64 / span).min(1.0);
+        |time: u64| left + (WIDTH - left) * (time.saturating_sub(begin) as f64 / span).min(1.0);
     let height = ROW * report.cores.len() as f64 + 26.0;
     let mut svg = format!("<figure><svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\">\n");
     for (row, core) in report.cores.iter().enumerate() {
@@ -488,13 +588,15 @@ fn timeline(report: &Report) -> String {
         let top = ROW * row as f64;
         let _ = writeln!(
             svg,
-            "<text x=\"0\" y=\"{}\">{}</text>",
+            "<text x=\"0\" y=\"{}\">{}<title>{}</title></text>",
             top + 17.0,
+            escape(&shortened(name, LETTERS)),
             escape(name)
         );
         let states: Vec<_> = report
             .events
             .iter()
+            .map(|told| &told.event)
             .filter(|event| event.core == *name && event.what == "state")
             .collect();
         for (index, event) in states.iter().enumerate() {
@@ -526,7 +628,7 @@ fn timeline(report: &Report) -> String {
     let clock = |time: u64| self::time(time)[11..19].to_owned();
     let _ = writeln!(
         svg,
-        "<text class=\"s\" x=\"{LEFT}\" y=\"{foot}\">{}</text>\
+        "<text class=\"s\" x=\"{left}\" y=\"{foot}\">{}</text>\
          <text class=\"s\" x=\"{WIDTH}\" y=\"{foot}\" text-anchor=\"end\">{} UTC</text>\n</svg>",
         clock(begin),
         clock(report.time)
@@ -568,7 +670,10 @@ fn histogram(histogram: &Histogram) -> String {
         let x = step * index as f64;
         let middle = x + step / 2.0;
         let label = match histogram.bounds_microseconds.get(index) {
-            Some(bound) => format!("≤ {}", duration(*bound)),
+            // The bounds are round, and there is little room.
+            Some(bound) => format!("≤ {}", duration(*bound))
+                .replace(".0 ", " ")
+                .replace(" min 0 s", " min"),
             None => "more".to_owned(),
         };
         let _ = writeln!(
@@ -712,8 +817,7 @@ mod tests {
             text: "one\ntwo\nthree\n".to_owned(),
             next: 114,
             end: 114,
-            lost: 0,
-            overruns: 0,
+            ..TracePiece::default()
         };
         assert_eq!(lines(&piece, 0, 114), "one\ntwo\nthree");
         assert_eq!(lines(&piece, 0, 108), "one\ntwo");

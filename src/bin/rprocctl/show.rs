@@ -7,6 +7,8 @@ use std::fmt::Write;
 use rprocd::memory::{Carveout, DeviceAddress, MemoryMap};
 use rprocd::rproc::{CoreStatus, Field, Region, Resource};
 
+use serde_json::{Value, json};
+
 use crate::terminal::{Screen, Table, duration, size};
 
 /// All cores, a line for each vdev.
@@ -228,6 +230,40 @@ pub fn queues(core: &CoreStatus, screen: &Screen) -> String {
         return format!("core {} has no vdevs\n", core.name);
     }
     table.text(screen)
+}
+
+/// The same for programs.
+pub fn queue_values(core: &CoreStatus) -> Vec<Value> {
+    let mut values = Vec::new();
+    for (index, vdev) in core.vdevs.iter().enumerate() {
+        for (number, vring) in vdev.vrings.iter().enumerate() {
+            let (way, counted) = match number {
+                0 => ("to-guest", vdev.to_guest),
+                _ => ("to-core", vdev.to_core),
+            };
+            values.push(json!({
+                "vdev": index,
+                "vring": number,
+                "way": way,
+                "ring": vring,
+                "counted": counted,
+                // The firmware's own of what it was given, and does a message wait for the guest?
+                "coreHolds": (number != 0).then_some(vdev.core_holds),
+                "starved": (number == 0).then_some(vdev.starved),
+            }));
+        }
+    }
+    values
+}
+
+/// What a core's firmware has announced, for programs.
+pub fn endpoint_values(core: &CoreStatus) -> Vec<Value> {
+    let vdevs = core.vdevs.iter().enumerate();
+    let endpoints = vdevs.flat_map(|(index, vdev)| {
+        let announced = vdev.announced.iter();
+        announced.map(move |it| json!({ "vdev": index, "name": it.name, "address": it.address }))
+    });
+    endpoints.collect()
 }
 
 /// What a core's firmware has announced.

@@ -7,7 +7,7 @@ use std::io::{self, IsTerminal, Write};
 
 use rustix::termios::tcgetwinsize;
 
-use crate::Failure;
+use crate::failure::{FAILED, Failure};
 
 /// What the standard output can show.
 #[derive(Clone, Copy)]
@@ -100,12 +100,19 @@ fn cut(line: &str, width: usize) -> String {
     format!("{}{reset}{dots}", &line[..end])
 }
 
+/// Columns that the first cell of a row keeps as long as another one can go.
+const SHORT: usize = 16;
+/// Columns that it keeps on any screen.
+const SHORTEST: usize = 8;
+
 /// Rows in columns, the first row being the titles.
 #[derive(Default)]
 pub struct Table {
     rows: Vec<Vec<String>>,
     /// Columns that are numbers.
     right: Vec<usize>,
+    /// Titles of the columns that a narrow screen does without, the first ones first.
+    least_wanted: &'static [&'static str],
 }
 
 impl Table {
@@ -114,7 +121,15 @@ impl Table {
         Self {
             rows: vec![titles.iter().map(|it| (*it).to_owned()).collect()],
             right: Vec::new(),
+            least_wanted: &[],
         }
+    }
+
+    /// On a narrow screen these columns go, the first ones first.
+    #[must_use]
+    pub fn narrow(mut self, least_wanted: &'static [&'static str]) -> Self {
+        self.least_wanted = least_wanted;
+        self
     }
 
     /// These columns stand at the right.
@@ -134,7 +149,9 @@ impl Table {
         self.rows.len() - 1
     }
 
-    /// The text, each line cut to the screen's width.
+    /// The text. Where it is wider than the screen its columns move together, then the first one is
+    /// shortened, then those go that are least wanted, then the first one is shortened more; what is
+    /// still too wide is cut.
     pub fn text(&self, screen: &Screen) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let mut widths = vec![0; columns];
@@ -143,19 +160,55 @@ impl Table {
                 *width = (*width).max(width_of(cell));
             }
         }
+        let mut shown: Vec<usize> = (0..columns).collect();
+        let width = |shown: &[usize], widths: &[usize], gap: usize| -> usize {
+            let cells: usize = shown.iter().map(|column| widths[*column]).sum();
+            cells + gap * shown.len().saturating_sub(1)
+        };
+        let most = match screen.width {
+            Some(width) if !self.least_wanted.is_empty() => width,
+            _ => usize::MAX,
+        };
+        let gap = if width(&shown, &widths, 2) > most {
+            1
+        } else {
+            2
+        };
+        let shorten = |shown: &[usize], widths: &mut [usize], least: usize| {
+            let excess = width(shown, widths, gap).saturating_sub(most);
+            if let Some(first) = widths.first_mut() {
+                *first = first.saturating_sub(excess).max(least.min(*first));
+            }
+        };
+        shorten(&shown, &mut widths, SHORT);
+        let title = |column: usize| self.rows[0].get(column).map(String::as_str);
+        for name in self.least_wanted {
+            if width(&shown, &widths, gap) > most {
+                shown.retain(|column| title(*column) != Some(name));
+            }
+        }
+        shorten(&shown, &mut widths, SHORTEST);
         let mut text = String::new();
         for row in &self.rows {
             let mut line = String::new();
-            for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
-                let blank = " ".repeat(width - width_of(cell));
-                if column > 0 {
-                    line.push_str("  ");
-                }
-                if self.right.contains(&column) {
-                    line.push_str(&blank);
-                    line.push_str(cell);
+            for (place, column) in shown.iter().enumerate() {
+                let Some(cell) = row.get(*column) else {
+                    continue;
+                };
+                let cell = if width_of(cell) > widths[*column] {
+                    cut(cell, widths[*column])
                 } else {
-                    line.push_str(cell);
+                    cell.clone()
+                };
+                let blank = " ".repeat(widths[*column] - width_of(&cell));
+                if place > 0 {
+                    line.push_str(&" ".repeat(gap));
+                }
+                if self.right.contains(column) {
+                    line.push_str(&blank);
+                    line.push_str(&cell);
+                } else {
+                    line.push_str(&cell);
                     line.push_str(&blank);
                 }
             }
@@ -225,7 +278,10 @@ pub fn write(text: &str) -> Result<bool, Failure> {
     match written.and_then(|()| output.flush()) {
         Ok(()) => Ok(true),
         Err(cause) if cause.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        Err(cause) => Err(Failure::new(1, format!("cannot write the result: {cause}"))),
+        Err(cause) => Err(Failure::new(
+            FAILED,
+            format!("cannot write the result: {cause}"),
+        )),
     }
 }
 
@@ -249,6 +305,30 @@ mod tests {
             table.text(&narrow),
             "CORE ...\n\x1b[32mm4\x1b[0m   \x1b[0m...\n"
         );
+    }
+
+    #[test]
+    fn a_narrow_screen_shows_the_columns_that_are_wanted_most() {
+        let mut table = Table::new(&["CORE", "PC", "UP", "N"]).narrow(&["PC", "UP"]);
+        let row = ["a-core-of-a-long-name", "0x80001234", "3 s", "12345"];
+        table.row(row.map(str::to_owned));
+        let at = |width: usize| {
+            let screen = Screen {
+                width: Some(width),
+                ..Screen::PLAIN
+            };
+            let text = table.text(&screen);
+            assert!(text.lines().all(|line| width_of(line) <= width), "{text}");
+            text.lines().nth(1).unwrap().to_owned()
+        };
+        assert_eq!(at(45), "a-core-of-a-long-name  0x80001234  3 s  12345");
+        assert_eq!(at(42), "a-core-of-a-long-name 0x80001234 3 s 12345");
+        assert_eq!(at(41), "a-core-of-a-long-... 0x80001234 3 s 12345");
+        assert_eq!(at(36), "a-core-of-a-l... 3 s 12345");
+        assert_eq!(at(25), "a-core-of-a-l... 12345");
+        assert_eq!(at(20), "a-core-of-a... 12345");
+        assert_eq!(at(14), "a-cor... 12345");
+        assert_eq!(at(10), "a-cor.....");
     }
 
     #[test]

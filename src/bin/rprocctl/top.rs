@@ -13,10 +13,13 @@ use rustix::termios::{
     LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr,
 };
 
+use crate::daemons::{Daemon, Daemons, List, named, seen};
+use crate::failure::{FAILED, Failure, Result, USAGE};
 use crate::show::guest;
 use crate::terminal::{Screen, Table, duration, size, write};
-use crate::{Daemon, Failure, Result};
+use crate::watch::json_line;
 use rprocd::rproc::{CoreStatus, DirectionStatus};
+use serde_json::{Value, json};
 
 /// Onto the other screen, without a cursor; and back.
 const ENTER: &str = "\x1b[?1049h\x1b[?25l";
@@ -26,13 +29,28 @@ const HOME: &str = "\x1b[H";
 const CLEAR_LINE: &str = "\x1b[K";
 const CLEAR_BELOW: &str = "\x1b[J";
 
-/// Shows it until `q`, or so many times.
-pub fn run(daemon: &Daemon, delay: Duration, iterations: Option<u32>) -> Result<String> {
-    let mut before = look(daemon)?;
+/// Columns that a narrow screen does without, the first ones first.
+const LEAST_WANTED: [&str; 6] = ["PC", "BOOT", "RELAY", "TRACE", "UP", "KICKS"];
+/// The same of the vdevs' columns.
+const LEAST_WANTED_OF_VDEVS: [&str; 4] = ["IN", "OUT", "DROPPED", "GUEST"];
+
+/// Shows it until `q`, or so many times. A daemon that ends is waited for.
+pub fn run(daemons: &Daemons, delay: Duration, iterations: Option<u32>) -> Result<String> {
+    // Somebody must be there at first, or it may be a mistake.
+    let first = daemons.each(Daemon::list)?;
+    let mut before = Look::of(daemons, first, Vec::new());
     let Some(iterations) = iterations else {
+        if daemons.json {
+            loop {
+                thread::sleep(delay);
+                if !write(&json_line(&look(daemons)?.value)?)? {
+                    return Ok(String::new());
+                }
+            }
+        }
         if Screen::of_output().width.is_none() {
             return Err(Failure::new(
-                2,
+                USAGE,
                 "top needs a terminal; with --iterations it writes to a file or a pipe",
             ));
         }
@@ -43,24 +61,22 @@ pub fn run(daemon: &Daemon, delay: Duration, iterations: Option<u32>) -> Result<
                 return Ok(String::new());
             }
             delay_now = delay;
-            let now = look(daemon)?;
+            let now = look(daemons)?;
             let screen = Screen::of_output();
-            let text = text(daemon, &before, &now, &screen);
-            let lines = text.lines().take(screen.height.unwrap_or(usize::MAX));
-            let mut drawn = HOME.to_owned();
-            for (index, line) in lines.enumerate() {
-                let feed = if index == 0 { "" } else { "\r\n" };
-                let _ = write!(drawn, "{feed}{line}{CLEAR_LINE}");
-            }
-            drawn.push_str(CLEAR_BELOW);
-            write(&drawn)?;
+            let text = text(&before, &now, &screen);
+            write(&drawn(&text, screen.height.unwrap_or(usize::MAX)))?;
             before = now;
         }
     };
     for _ in 0..iterations {
         thread::sleep(delay);
-        let now = look(daemon)?;
-        if !write(&text(daemon, &before, &now, &Screen::of_output()))? {
+        let now = look(daemons)?;
+        let text = if daemons.json {
+            json_line(&now.value)?
+        } else {
+            text(&before, &now, &Screen::of_output())
+        };
+        if !write(&text)? {
             break;
         }
         before = now;
@@ -68,16 +84,61 @@ pub fn run(daemon: &Daemon, delay: Duration, iterations: Option<u32>) -> Result<
     Ok(String::new())
 }
 
+/// A text from the first row of a screen on; where that has too few rows the last one says so.
+fn drawn(text: &str, height: usize) -> String {
+    let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+    if lines.len() > height {
+        let more = lines.len() - height + 1;
+        lines.truncate(height.saturating_sub(1));
+        lines.push(format!("... {more} lines more than fit here"));
+    }
+    let mut drawn = HOME.to_owned();
+    for (index, line) in lines.iter().take(height).enumerate() {
+        let feed = if index == 0 { "" } else { "\r\n" };
+        let _ = write!(drawn, "{feed}{line}{CLEAR_LINE}");
+    }
+    drawn.push_str(CLEAR_BELOW);
+    drawn
+}
+
 /// The cores at a time.
 struct Look {
     at: Instant,
+    /// Each called by a name of its own.
     cores: Vec<CoreStatus>,
+    /// The sockets that were asked.
+    sockets: Vec<String>,
+    /// Why some do not answer.
+    silent: Vec<String>,
+    /// All of it for programs.
+    value: Value,
 }
 
-fn look(daemon: &Daemon) -> Result<Look> {
-    let cores = daemon.cores()?;
-    let at = Instant::now();
-    Ok(Look { at, cores })
+impl Look {
+    fn of(daemons: &Daemons, lists: Vec<(Daemon, List)>, silent: Vec<Failure>) -> Self {
+        let failed = |it: &Failure| json!({ "socket": it.socket, "message": it.text });
+        let failed: Vec<_> = silent.iter().map(failed).collect();
+        let seen = seen(lists);
+        Self {
+            at: Instant::now(),
+            cores: named(&seen),
+            sockets: daemons.sockets(),
+            silent: silent.into_iter().map(|it| it.text).collect(),
+            value: json!({ "cores": seen, "silent": failed }),
+        }
+    }
+}
+
+fn look(daemons: &Daemons) -> Result<Look> {
+    daemons.look_again();
+    let (mut lists, mut silent) = (Vec::new(), Vec::new());
+    for (daemon, list) in daemons.ask(Daemon::list)? {
+        match list {
+            Ok(list) => lists.push((daemon, list)),
+            Err(failure) => silent.push(failure),
+        }
+    }
+    Ok(Look::of(daemons, lists, silent))
 }
 
 /// Something counted, per second.
@@ -103,31 +164,25 @@ fn bar(held: u16, size: u16) -> String {
     format!("{}{} {held}", "#".repeat(full), ".".repeat(COLUMNS - full))
 }
 
-fn text(daemon: &Daemon, before: &Look, now: &Look, screen: &Screen) -> String {
+fn text(before: &Look, now: &Look, screen: &Screen) -> String {
     let seconds = now.at.duration_since(before.at).as_secs_f64().max(1e-3);
     let running = now
         .cores
         .iter()
-        .filter(|core| core.uptime_microseconds.is_some());
+        .filter(|core| core.uptime_microseconds.is_some() && core.state != "crashed");
+    let daemons = match &now.sockets[..] {
+        [socket] => format!("rprocd at {socket}"),
+        sockets => format!("rprocd at {} sockets", sockets.len()),
+    };
     let title = format!(
-        "rprocd at {}: {} core(s), {} up. Each second:",
-        daemon.socket.display(),
+        "{daemons}: {} core(s), {} up. Each second:",
         now.cores.len(),
         running.count()
     );
     let mut cores = Table::new(&[
-        "CORE",
-        "STATE",
-        "UP",
-        "BOOT",
-        "CRASHES",
-        "IN",
-        "OUT",
-        "KICKS",
-        "TRACE",
-        "RELAY",
-        "LAST REASON",
+        "CORE", "STATE", "UP", "BOOT", "CRASHES", "IN", "OUT", "KICKS", "TRACE", "RELAY",
     ])
+    .narrow(&LEAST_WANTED)
     .right(&[2, 3, 4, 5, 6, 7, 8, 9]);
     let mut vdevs = Table::new(&[
         "VDEV",
@@ -139,7 +194,9 @@ fn text(daemon: &Daemon, before: &Look, now: &Look, screen: &Screen) -> String {
         "DROPPED",
         "FIRMWARE HOLDS",
     ])
+    .narrow(&LEAST_WANTED_OF_VDEVS)
     .right(&[2, 3, 4, 5, 6]);
+    let mut reasons = String::new();
     for core in &now.cores {
         // A core that was not there before begins with itself.
         let old = before
@@ -167,8 +224,11 @@ fn text(daemon: &Daemon, before: &Look, now: &Look, screen: &Screen) -> String {
             per_second(|it| it.to_core.notifications + it.to_guest.notifications),
             format!("{} B", short(trace)),
             known(relay_time(old, core)),
-            known(core.next.clone().or_else(|| core.last_crash.clone())),
         ]);
+        if let Some(reason) = core.next.as_ref().or(core.last_crash.as_ref()) {
+            let line = format!("{}: {reason}", core.name);
+            reasons.push_str(&(screen.cut(&line) + "\n"));
+        }
         for (index, vdev) in core.vdevs.iter().enumerate() {
             let old = old.vdevs.get(index).unwrap_or(vdev);
             let dropped = |it: &DirectionStatus| {
@@ -190,7 +250,12 @@ fn text(daemon: &Daemon, before: &Look, now: &Look, screen: &Screen) -> String {
             ]);
         }
     }
-    let mut text = format!("{}\n\n{}\n", screen.cut(&title), cores.text(screen));
+    let mut text = format!("{}\n", screen.cut(&title));
+    for line in &now.silent {
+        text.push_str(&screen.paint("1;31", &screen.cut(&format!("waiting: {line}"))));
+        text.push('\n');
+    }
+    let _ = write!(text, "\n{}{reasons}\n", cores.text(screen));
     if vdevs.len() > 0 {
         text.push_str(&vdevs.text(screen));
         text.push('\n');
@@ -230,7 +295,7 @@ impl Raw {
     fn enter() -> Result<Self> {
         let failed = |cause: rustix::io::Errno| {
             let text = format!("the standard input is no terminal ({cause}); use --iterations");
-            Failure::new(2, text)
+            Failure::new(USAGE, text)
         };
         let before = tcgetattr(io::stdin()).map_err(failed)?;
         let mut raw = before.clone();
@@ -263,7 +328,7 @@ fn pressed(time: Duration) -> Result<bool> {
             Ok(0) => return Ok(false),
             // The window has another size: draw it anew.
             Err(rustix::io::Errno::INTR) => return Ok(false),
-            Err(cause) => return Err(Failure::new(1, format!("cannot wait: {cause}"))),
+            Err(cause) => return Err(Failure::new(FAILED, format!("cannot wait: {cause}"))),
             Ok(_) => {}
         }
         let mut key = [0];
@@ -283,6 +348,16 @@ mod tests {
     fn figures_take_four_digits_at_most() {
         let shown = [0.0, 0.25, 9.9, 10.0, 9999.0, 12_345.0, 12_345_678.0].map(short);
         assert_eq!(shown, ["0", "0.2", "9.9", "10", "9999", "12k", "12M"]);
+    }
+
+    #[test]
+    fn what_does_not_fit_the_screen_is_counted_in_its_last_row() {
+        assert_eq!(drawn("a\nb\n", 2), "\x1b[Ha\x1b[K\r\nb\x1b[K\x1b[J");
+        let less = drawn("a\nb\nc\nd\n", 2);
+        assert_eq!(
+            less,
+            "\x1b[Ha\x1b[K\r\n... 3 lines more than fit here\x1b[K\x1b[J"
+        );
     }
 
     #[test]

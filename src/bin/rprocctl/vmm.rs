@@ -8,8 +8,8 @@
 
 use rprocd::rproc::{CoreStatus, VdevStatus};
 
-use crate::Failure;
 use crate::arguments::Vmm;
+use crate::failure::{FAILED, Failure};
 
 /// Descriptors of a guest's queue. Linux's rpmsg driver posts at most 256 buffers, whatever a queue
 /// takes, so more would be of no use.
@@ -36,16 +36,17 @@ const CROSVM_TYPES: [(u32, &str); 14] = [
 ];
 
 /// The arguments for all vdevs of a core, each a word.
-pub fn arguments(vmm: Vmm, core: &CoreStatus, memory: &str) -> Result<Vec<String>, Failure> {
+pub fn arguments(vmm: Vmm, core: &CoreStatus, memory: u64) -> Result<Vec<String>, Failure> {
     if core.vdevs.is_empty() {
         return Err(Failure::new(
-            1,
+            FAILED,
             format!(
                 "core {} has no vdevs, so there is nothing to attach",
                 core.name
             ),
         ));
     }
+    let memory = size(memory);
     let mut words = match vmm {
         Vmm::Qemu => vec![
             "-object".to_owned(),
@@ -53,16 +54,16 @@ pub fn arguments(vmm: Vmm, core: &CoreStatus, memory: &str) -> Result<Vec<String
             "-machine".to_owned(),
             "q35,memory-backend=guest-memory".to_owned(),
             "-m".to_owned(),
-            memory.to_owned(),
+            memory,
         ],
         Vmm::CloudHypervisor => vec!["--memory".to_owned(), format!("size={memory},shared=on")],
         Vmm::Crosvm => Vec::new(),
     };
     for (index, vdev) in core.vdevs.iter().enumerate() {
-        let id = format!("{}-vdev{index}", core.name);
+        let id = id(&core.name, index);
         let socket = vdev.socket.as_ref().ok_or_else(|| {
             Failure::new(
-                1,
+                FAILED,
                 format!("nothing listens for vdev {index} of core {}", core.name),
             )
         })?;
@@ -75,10 +76,28 @@ pub fn arguments(vmm: Vmm, core: &CoreStatus, memory: &str) -> Result<Vec<String
     Ok(words)
 }
 
+/// A size as every VMM reads it: whole GiB or MiB.
+fn size(bytes: u64) -> String {
+    match bytes {
+        _ if bytes.is_multiple_of(1 << 30) => format!("{}G", bytes >> 30),
+        _ => format!("{}M", bytes >> 20),
+    }
+}
+
+/// What a vdev is called in a VMM. QEMU's ids begin with a letter, and a core's name need not.
+fn id(core: &str, vdev: usize) -> String {
+    let prefix = if core.starts_with(|c: char| c.is_ascii_alphabetic()) {
+        ""
+    } else {
+        "core-"
+    };
+    format!("{prefix}{core}-vdev{vdev}")
+}
+
 fn qemu(id: &str, socket: &str, vdev: &VdevStatus) -> Result<Vec<String>, Failure> {
     if vdev.config_bytes > QEMU_MAX_CONFIG {
         return Err(Failure::new(
-            1,
+            FAILED,
             format!(
                 "{id} has {} bytes of configuration space, and QEMU's device takes at most \
                  {QEMU_MAX_CONFIG}",
@@ -126,7 +145,7 @@ fn crosvm(id: &str, socket: &str, vdev: &VdevStatus) -> Result<Vec<String>, Fail
             .map(|(id, kind)| format!("{id} ({kind})"))
             .collect();
         return Err(Failure::new(
-            1,
+            FAILED,
             format!(
                 "{id} is virtio device {device}, and crosvm has no type for it: over vhost-user it \
                  attaches {}; use QEMU or cloud-hypervisor",
@@ -144,7 +163,7 @@ fn crosvm(id: &str, socket: &str, vdev: &VdevStatus) -> Result<Vec<String>, Fail
 fn plain(id: &str, socket: &str) -> Result<(), Failure> {
     if socket.contains([',', '[', ']', '"']) {
         return Err(Failure::new(
-            1,
+            FAILED,
             format!(
                 "the socket of {id} is {socket}, and this VMM cannot be told a path with a comma, a \
                  bracket or a quote; choose another in rprocd's configuration"
@@ -178,6 +197,16 @@ fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_whole_units_and_ids_begin_with_a_letter() {
+        assert_eq!(
+            [1 << 30, 3 << 29, 512 << 20].map(size),
+            ["1G", "1536M", "512M"]
+        );
+        assert_eq!(id("m0", 1), "m0-vdev1");
+        assert_eq!([id("0", 0), id("_x", 0)], ["core-0-vdev0", "core-_x-vdev0"]);
+    }
 
     #[test]
     fn what_a_shell_would_take_apart_is_quoted() {

@@ -1,53 +1,84 @@
-//! What goes on until it is ended: traces, events, the steps of a change.
+//! What goes on until it is ended: events, the steps of a change.
 //!
-//! What belongs here: asking on, and a line for each thing. What does not: tables.
+//! What belongs here: asking on, and a line for each thing. What does not: tables, traces.
 
-use serde::Deserialize;
+use std::collections::HashSet;
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::daemons::{Daemon, Daemons, List};
+use crate::failure::{ENDED, FAILED, Failure, Result};
 use crate::terminal::{time, write};
-use crate::{Daemon, Failure, Result};
-use rprocd::control::TracePiece;
-use rprocd::control::client;
+use rprocd::control::client::{self, CallError, Connection};
 use rprocd::rproc::Event;
 
+const METHOD: &str = "io.rprocd.Events";
+/// Events that are shown before those that are followed.
+const LINES: usize = 10;
+
+/// What a failure means while a daemon is followed: that it hangs up is how it ends.
+pub fn ended(daemon: &Daemon, cause: CallError) -> Failure {
+    match cause {
+        CallError::HungUp | CallError::Unreachable { .. } => {
+            let text = format!("rprocd at {} ended", daemon.socket.display());
+            Failure::new(ENDED, text).at(&daemon.socket)
+        }
+        cause => daemon.failed(cause),
+    }
+}
+
+/// A value in a line.
+pub fn json_line(value: &impl Serialize) -> Result<String> {
+    let text = serde_json::to_string(value);
+    let text = text.map_err(|cause| {
+        let text = format!("the answer cannot be shown: {cause}");
+        Failure::new(FAILED, text)
+    });
+    Ok(text? + "\n")
+}
+
 /// Does a change, and shows what happens meanwhile.
-pub fn progress(daemon: &Daemon, method: &str, parameters: &Value) -> Result<String> {
+pub fn progress(daemon: &Daemon, method: &str, parameters: &Value) -> Result<()> {
     #[derive(Deserialize)]
     struct Told {
         event: Option<Event>,
     }
-    let mut connection = daemon.connect()?;
-    connection.send(method, parameters, true, &[])?;
+    let mut connection = daemon.connect(method)?;
+    let failed = |cause| daemon.failed(cause);
+    connection
+        .send(method, parameters, true, &[])
+        .map_err(failed)?;
     loop {
-        let answer = connection.answer(method)?;
+        let answer = connection.answer(method).map_err(failed)?;
         let Told { event } = client::read(method, answer.parameters)?;
         if let Some(event) = event {
-            write(&line(daemon, &event)?)?;
+            let line = if daemon.json {
+                json_line(&event)?
+            } else {
+                line(&event, &event.core)
+            };
+            write(&line)?;
         }
         if !answer.continues {
-            return Ok(String::new());
+            return Ok(());
         }
     }
 }
 
-fn line(daemon: &Daemon, event: &Event) -> Result<String> {
-    if daemon.json {
-        let text = serde_json::to_string(event)
-            .map_err(|cause| Failure::new(1, format!("the answer cannot be shown: {cause}")))?;
-        return Ok(text + "\n");
-    }
-    let about = match event.vdev {
-        Some(vdev) => format!("{}/vdev{vdev}", event.core),
-        None => event.core.clone(),
-    };
-    Ok(format!(
-        "{} {} {about}: {}: {}\n",
+/// An event of a core that is called `core` here.
+fn line(event: &Event, core: &str) -> String {
+    let vdev = event.vdev.map(|it| format!("/vdev{it}"));
+    format!(
+        "{} {} {core}{}: {}: {}\n",
         event.seq,
         time(event.time),
+        vdev.unwrap_or_default(),
         event.what,
         event.detail
-    ))
+    )
 }
 
 #[derive(Deserialize)]
@@ -57,155 +88,252 @@ struct Excerpt {
     next: u64,
 }
 
-/// What has happened, and with `follow` what happens.
-pub fn events(
-    daemon: &Daemon,
-    core: Option<&str>,
-    since: Option<u64>,
-    follow: bool,
-    steps: bool,
-) -> Result<String> {
-    let method = "io.rprocd.Events";
-    let mut connection = daemon.connect()?;
-    let parameters = |since: Option<u64>| json!({ "core": core, "since": since });
-    let show = |excerpt: &Excerpt| -> Result<bool> {
-        if excerpt.lost > 0 {
-            let lost = excerpt.lost;
-            eprintln!(
-                "rprocctl: {lost} events are not kept any more; `rprocctl list` tells how things are"
-            );
-        }
-        let mut text = String::new();
-        for event in &excerpt.events {
-            if steps || event.what != "step" {
-                text += &line(daemon, event)?;
-            }
-        }
-        write(&text)
-    };
-    if follow {
-        // Any time may pass until something happens.
-        connection.send(method, &parameters(since), true, &[])?;
-        connection.set_patience(None)?;
-        loop {
-            let answer = connection.answer(method)?;
-            if !show(&client::read(method, answer.parameters)?)? {
-                return Ok(String::new());
-            }
-        }
+/// Which events are shown.
+pub struct Wanted<'a> {
+    /// Of this core.
+    pub core: Option<&'a str>,
+    /// From this number on.
+    pub since: Option<u64>,
+    /// So many of those that have happened.
+    pub lines: Option<usize>,
+    /// And those that happen from now on.
+    pub follow: bool,
+    /// Steps as well.
+    pub steps: bool,
+}
+
+impl Wanted<'_> {
+    fn parameters(&self, since: Option<u64>) -> Value {
+        json!({ "core": self.core, "since": since })
     }
-    let mut since = since;
-    loop {
-        let excerpt: Excerpt = connection.call(method, &parameters(since))?;
-        if !show(&excerpt)? || since == Some(excerpt.next) {
-            return Ok(String::new());
+
+    fn has(&self, event: &Event) -> bool {
+        self.steps || event.what != "step"
+    }
+}
+
+/// What a daemon has told of what has happened.
+struct Past {
+    connection: Connection,
+    events: Vec<Event>,
+    lost: u64,
+    next: u64,
+    /// Its cores, where there are other daemons.
+    cores: Vec<String>,
+}
+
+/// All events that a daemon keeps, from a number on.
+fn past(daemon: &Daemon, wanted: &Wanted<'_>, several: bool) -> Result<Past> {
+    let mut connection = daemon.connect(METHOD)?;
+    let failed = |cause| daemon.failed(cause);
+    let mut since = wanted.since;
+    let (mut events, mut lost) = (Vec::new(), 0);
+    let next = loop {
+        let parameters = wanted.parameters(since);
+        let excerpt: Excerpt = connection.call(METHOD, &parameters).map_err(failed)?;
+        events.extend(excerpt.events.into_iter().filter(|it| wanted.has(it)));
+        lost += excerpt.lost;
+        if since == Some(excerpt.next) {
+            break excerpt.next;
         }
         since = Some(excerpt.next);
-    }
+    };
+    let cores = if several {
+        let List { cores, .. } = daemon.list()?;
+        cores.into_iter().map(|core| core.name).collect()
+    } else {
+        Vec::new()
+    };
+    Ok(Past {
+        connection,
+        events,
+        lost,
+        next,
+        cores,
+    })
 }
 
-#[derive(Deserialize)]
-struct Buffers {
-    buffers: Vec<TracePiece>,
+/// How events are shown.
+struct Shown {
+    json: bool,
+    /// Names that cores of more than one daemon have.
+    shared: HashSet<String>,
 }
 
-/// Writes what is there, piece by piece; to follow is to be told more. Returns the line feed that is
-/// missing at the end.
-pub fn trace(daemon: &Daemon, core: &str, follow: bool) -> Result<String> {
-    let method = "io.rprocd.Trace";
-    let mut connection = daemon.connect()?;
-    let mut shown = Shown::new(daemon, core);
-    if follow {
-        connection.send(method, &json!({ "core": core }), true, &[])?;
-        connection.set_patience(None)?;
-        loop {
-            let answer = connection.answer(method)?;
-            let Buffers { buffers } = client::read(method, answer.parameters)?;
-            if !shown.show(&buffers)? {
-                return Ok(String::new());
-            }
-        }
-    }
-    let mut since: Vec<u64> = Vec::new();
-    // Where the buffers were when they were first asked: a firmware that goes on writing is
-    // not waited for.
-    let mut goal: Option<Vec<u64>> = None;
-    loop {
-        let parameters = json!({ "core": core, "since": since });
-        let Buffers { buffers } = connection.call(method, &parameters)?;
-        let goal = goal.get_or_insert_with(|| buffers.iter().map(|piece| piece.end).collect());
-        if !shown.show(&buffers)? {
-            return Ok(String::new());
-        }
-        let next: Vec<_> = buffers.iter().map(|piece| piece.next).collect();
-        // Without a step there is nothing but, perhaps, the beginning of a character.
-        let moved = next != since && buffers.iter().any(|piece| !piece.text.is_empty());
-        let reached = next.iter().zip(&*goal).all(|(next, goal)| next >= goal);
-        since = next;
-        if !moved || reached {
-            return Ok(shown.end());
-        }
-    }
-}
-
-/// A trace on its way to the output.
-struct Shown<'a> {
-    daemon: &'a Daemon,
-    core: &'a str,
-    in_line: bool,
-}
-
-impl<'a> Shown<'a> {
-    fn new(daemon: &'a Daemon, core: &'a str) -> Self {
-        Self {
-            daemon,
-            core,
-            in_line: false,
-        }
+impl Shown {
+    fn value(daemon: &Daemon, event: &Event) -> Value {
+        let mut value = json!(event);
+        value["daemon"] = json!(daemon.socket);
+        value
     }
 
-    /// Says whether anybody still reads it.
-    fn show(&mut self, buffers: &[TracePiece]) -> Result<bool> {
-        for (index, piece) in buffers.iter().enumerate() {
-            let core = self.core;
-            for gap in gaps(piece) {
-                eprintln!("rprocctl: {core}: trace buffer {index}: {gap}");
-            }
-            let text = if !self.daemon.json {
-                piece.text.clone()
-            } else if piece.text.is_empty() {
-                continue;
-            } else {
-                let value = json!({ "core": core, "buffer": index, "text": piece.text });
-                format!("{value}\n")
-            };
-            if !write(&text)? {
-                return Ok(false);
-            }
-            if let Some(last) = text.chars().next_back() {
-                self.in_line = last != '\n';
-            }
+    fn line(&self, daemon: &Daemon, event: &Event) -> Result<String> {
+        if self.json {
+            return json_line(&Self::value(daemon, event));
         }
+        Ok(if self.shared.contains(&event.core) {
+            line(
+                event,
+                &format!("{} ({})", event.core, daemon.socket.display()),
+            )
+        } else {
+            line(event, &event.core)
+        })
+    }
+
+    /// Events that are not kept any more.
+    fn lost(&self, daemon: &Daemon, lost: u64) -> Result<bool> {
+        if lost == 0 {
+            return Ok(true);
+        }
+        if self.json {
+            return write(&json_line(
+                &json!({ "lost": lost, "daemon": daemon.socket }),
+            )?);
+        }
+        eprintln!(
+            "rprocctl: {lost} events are not kept any more; `rprocctl list` tells how things are"
+        );
         Ok(true)
     }
+}
 
-    fn end(self) -> String {
-        if self.in_line { "\n" } else { "" }.to_owned()
+/// What has happened, and with `follow` what happens.
+pub fn events(daemons: &Daemons, wanted: &Wanted<'_>) -> Result<String> {
+    let pasts = match wanted.core {
+        Some(core) => {
+            let daemon = daemons.of_core(core)?;
+            let past = past(&daemon, wanted, false)?;
+            vec![(daemon, past)]
+        }
+        None => {
+            if wanted.since.is_some() {
+                daemons.only("a number of an event")?;
+            }
+            let several = daemons.all()?.len() > 1;
+            daemons.each(|daemon| past(daemon, wanted, several))?
+        }
+    };
+    let (mut seen, mut shared) = (HashSet::new(), HashSet::new());
+    for core in pasts.iter().flat_map(|(_, past)| &past.cores) {
+        if !seen.insert(core) {
+            shared.insert(core.clone());
+        }
+    }
+    let shown = Shown {
+        json: daemons.json,
+        shared,
+    };
+    let events = pasts
+        .iter()
+        .flat_map(|(daemon, past)| past.events.iter().map(move |it| (daemon, it)));
+    let mut events: Vec<_> = events.collect();
+    // Each daemon's own are in order.
+    events.sort_by_key(|(_, event)| event.time);
+    let most = match wanted.lines {
+        Some(lines) => lines,
+        None if wanted.follow && wanted.since.is_none() => LINES,
+        None => events.len(),
+    };
+    let events = &events[events.len().saturating_sub(most)..];
+    if daemons.json && !wanted.follow {
+        let events: Vec<_> = events.iter().map(|(of, it)| Shown::value(of, it)).collect();
+        return crate::daemons::shown(true, &events, String::new);
+    }
+    // Without a number nothing was asked for that could be lost.
+    for (daemon, past) in pasts.iter().filter(|_| wanted.since.is_some()) {
+        shown.lost(daemon, past.lost)?;
+    }
+    let mut text = String::new();
+    for (daemon, event) in events {
+        text += &shown.line(daemon, event)?;
+    }
+    if !write(&text)? || !wanted.follow {
+        return Ok(String::new());
+    }
+    follow(daemons, wanted, &shown, pasts)
+}
+
+/// What happens from now on, at all of them.
+fn follow(
+    daemons: &Daemons,
+    wanted: &Wanted<'_>,
+    shown: &Shown,
+    pasts: Vec<(Daemon, Past)>,
+) -> Result<String> {
+    let (tell, told) = channel();
+    let mut left = pasts.len();
+    for (daemon, past) in pasts {
+        let parameters = wanted.parameters(Some(past.next));
+        let tell = tell.clone();
+        // It ends with the process, or with its daemon.
+        thread::spawn(move || listen(&daemon, past.connection, &parameters, &tell));
+    }
+    while let Ok((daemon, answer)) = told.recv() {
+        let excerpt = match answer {
+            Ok(excerpt) => excerpt,
+            Err(failure) => {
+                left -= 1;
+                if left == 0 {
+                    return Err(failure);
+                }
+                daemons.complain(&failure);
+                continue;
+            }
+        };
+        let mut text = String::new();
+        for event in excerpt.events.iter().filter(|it| wanted.has(it)) {
+            text += &shown.line(&daemon, event)?;
+        }
+        if !shown.lost(&daemon, excerpt.lost)? || !write(&text)? {
+            break;
+        }
+    }
+    Ok(String::new())
+}
+
+/// Passes on what a daemon tells, until it ends.
+fn listen(
+    daemon: &Daemon,
+    mut connection: Connection,
+    parameters: &Value,
+    tell: &Sender<(Daemon, Result<Excerpt>)>,
+) {
+    // Any time may pass until something happens.
+    let asked = connection
+        .send(METHOD, parameters, true, &[])
+        .and_then(|()| connection.set_patience(None));
+    let mut next = asked.and_then(|()| connection.answer(METHOD));
+    loop {
+        let excerpt = next.and_then(|answer| client::read(METHOD, answer.parameters));
+        let excerpt = excerpt.map_err(|cause| ended(daemon, cause));
+        let over = excerpt.is_err();
+        if tell.send((daemon.clone(), excerpt)).is_err() || over {
+            return;
+        }
+        next = connection.answer(METHOD);
     }
 }
 
-/// What is missing in front of a piece, in words.
-fn gaps(piece: &TracePiece) -> Vec<String> {
-    let mut gaps = Vec::new();
-    if piece.lost > 0 {
-        let lost = piece.lost;
-        gaps.push(format!("{lost} bytes were gone before they were asked for"));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_of_a_vdev_names_it() {
+        let event = Event {
+            seq: 7,
+            time: 0,
+            core: "m0".into(),
+            incarnation: 1,
+            what: "guest".into(),
+            vdev: Some(1),
+            detail: "gone".into(),
+            trace: Vec::new(),
+        };
+        assert_eq!(
+            line(&event, "m0"),
+            "7 1970-01-01T00:00:00.000000Z m0/vdev1: guest: gone\n"
+        );
     }
-    if piece.overruns > 0 {
-        let times = piece.overruns;
-        gaps.push(format!(
-            "text was overwritten before rprocd looked ({times} times)"
-        ));
-    }
-    gaps
 }

@@ -99,7 +99,8 @@ impl Machine {
             Clean::All => OldText::None,
             Clean::Bss => OldText::Kept,
         };
-        self.traces.begin(&plan.traces, plan.carveouts.ram(), old);
+        self.traces
+            .begin(&plan.traces, plan.carveouts.ram(), old, number);
         stopwatch.lap("load");
         self.subdevices.prepare(&plan)?;
         stopwatch.lap("prepare subdevices");
@@ -190,7 +191,7 @@ impl Machine {
         let number = self.incarnations.wrapping_add(1);
         plan.table.publish();
         self.traces
-            .begin(&plan.traces, plan.carveouts.ram(), OldText::None);
+            .begin(&plan.traces, plan.carveouts.ram(), OldText::None, number);
         let attached = self.subdevices.prepare(&plan).and_then(|()| {
             if let Err(cause) = self.engine.attach(number) {
                 self.subdevices.unprepare();
