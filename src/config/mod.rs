@@ -1191,7 +1191,7 @@ mod tests {
 
     #[test]
     fn the_example_in_the_documentation_is_accepted() {
-        let text: String = include_str!("config.rs")
+        let text: String = include_str!("mod.rs")
             .lines()
             .skip_while(|line| *line != "//! ```toml")
             .skip(1)
