@@ -1,128 +1,54 @@
 //! The daemon's configuration file: TOML as a person wrote it, then [`Config`] as it is used.
 //!
 //! What belongs here: the file's format, its defaults and every check that needs nothing but the
-//! file itself. What does not: whether a firmware file exists or fits; the daemon finds that out
-//! from [`crate::firmware`] and [`crate::rproc`] before it starts anything.
+//! file itself. What does not: whether a firmware file exists or fits, and what the host has of what
+//! the file names: see [`crate::prepare`].
+//!
+//! | file | |
+//! |---|---|
+//! | `keys.rs` | every key: type, bounds, default, what it is for; messages and documentation are made from it |
+//! | `fields.rs` | a value by its key, and what is wrong with keys and values |
+//! | `problem.rs` | what is wrong, where, and how it is shown |
+//! | this one | from the sections to [`Config`], and checks of more than one value |
+//!
+//! Every key, with a value that is worth showing:
 //!
 //! ```toml
-//! firmware-directory = "/usr/lib/rprocd/firmware" # this is the default
-//!
-//! [control]                      # without this section there is no control socket
-//! socket = "/run/rprocd/control"
-//! group = "rprocd"               # whom the socket belongs to; the default is the daemon's group
-//! mode = "0660"                  # who may connect: who may write. The default is what the
-//!                                # daemon's umask leaves
-//! monitor = "/run/rprocd/monitor" # a second socket, for those who may look and change nothing;
-//!                                # without this line there is none
-//! monitor-group = "adm"          # as group and mode
-//! monitor-mode = "0666"
-//!
-//! [[core]]                       # at least one
-//! name = "echo"                  # 1 to 31 of a-z, 0-9, '-' and '_'; unique
-//! engine = "rv32"                # the only kind
-//! memory-mib = 4                 # 1 to 1024; this is the default
-//! huge-pages = false             # this is the default; true: memory-mib is even, and the host
-//!                                # must have so many huge pages of 2 MiB reserved
-//! carveout-quota-mib = 4         # how much of it carveouts may take; the default is all of it
-//! carveout-count = 128           # how many there may be, vrings and buffers included; 1 to 4096,
-//!                                # this is the default
-//! vendor-resources = "ignore"    # this is the default: entries of the resource table's vendor
-//!                                # range (128 to 512) that the engine does not know; or "refuse"
-//! firmware = "echo.elf"          # a file in firmware-directory
-//! auto-boot = true               # this is the default: started with the daemon, and held by the
-//!                                # operator from then on
-//! boot-on-guest = false          # this is the default; true: a guest that arrives starts the core
-//!                                # and holds it until it is gone, and a core that nobody holds any
-//!                                # more is stopped. With auto-boot the operator holds it too, so
-//!                                # guests alone do not stop it: set that to false
-//! linger-us = 0                  # this is the default; up to 1000: before it sleeps, the core
-//!                                # looks at its guests' rings for up to so many microseconds, and
-//!                                # less the seldomer something comes; saves kicks and wake-ups
-//! busy = false                   # this is the default; true: it looks without end as long as a
-//!                                # guest is there, and takes a processor for that
-//!
-//! [[core.vdev]]                  # one for each vdev of the firmware, in the order of its table
-//! socket = "/run/rprocd/echo"    # unique in the file, at most 107 bytes
-//! group = "libvirt-qemu"         # as for the control socket
-//! mode = "0660"
-//! announce = true                # this is the default; false hides name service from the guest
-//! on-departure = "restart-core"  # or "reset-vdev": when the guest is gone; the default is the
-//!                                # first where the core has one vdev, else the second
-//!
-//! [core.recovery]                # what follows from a crash; these are the defaults
-//! enabled = true
-//! minimum-run-time-ms = 1000     # a shorter run makes the next start wait:
-//! back-off-ms = 100              # so long, doubled with each such run in a row,
-//! back-off-limit-ms = 10000      # up to this; these three at most an hour
-//! hold-after = 10                # so many crashes, 0 (any number) to 1000,
-//! hold-window-s = 60             # within this time, at most a day, hold the core
-//!
-//! [core.coredump]                # an ELF core of each incarnation that crashes
-//! mode = "disabled"              # this is the default; "enabled": what is not written within
-//!                                # patience-ms is missing; "inline": recovery waits for all of it
-//! directory = "/var/lib/rprocd/coredumps" # this is the default; it must be there unless disabled
-//! count = 8                      # dumps of this core kept, the oldest goes first; 0 to 1000, this
-//!                                # is the default
-//! quota-mib = 256                # all of them together, on the disk; 1 to 65536, this is the
-//!                                # default
-//! patience-ms = 2000             # this is the default; at most an hour
-//! style = "program-headers"      # this is the default, for gdb; or "sections", for tools that
-//!                                # look a segment up by its name
-//!
-//! [[core.devmem]]                # a span of the host's devices that a devmem entry may name;
-//!                                # without one every such entry is refused
-//! pa = 0x1000_0000               # for rv32: an address of a device of its own board
-//! length = 0x100
-//! name = "uart"                  # the entry's name; the default, "", is any
+#![doc = include_str!("example.toml")]
 //! ```
 //!
 //! A relative path is relative to the folder that holds the file. Keys that are not listed above
 //! are refused. Cores and vdevs are counted from 0, in messages too.
 
+mod fields;
+pub mod keys;
+mod problem;
+
 use std::collections::HashMap;
 use std::fmt;
-use std::fs;
-use std::ops::{Range, RangeInclusive};
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
 use thiserror::Error;
-use toml::Spanned;
+use toml::de::DeTable;
 
 use crate::coredump::{Limits, Mode, Style};
 use crate::firmware;
 use crate::memory::{CarveoutLimits, HUGE_PAGE, Pages};
 use crate::rproc::{Departure, DevmemGrant, Grants, Linger, RecoveryPolicy, VendorRule};
 use crate::vdev::Permissions;
+use fields::{Fields, Found, Reader};
+use keys::{END_OF_32_BITS, Key, NAME_MAX_BYTES, SOCKET_PATH_MAX_BYTES, Text};
 
-/// Where firmware is looked for unless the file says otherwise.
-pub const DEFAULT_FIRMWARE_DIRECTORY: &str = "/usr/lib/rprocd/firmware";
+pub(crate) use fields::closest;
+pub use problem::{Problem, Severity, Source, any_error};
 
-/// Where coredumps go unless the file says otherwise.
-pub const DEFAULT_COREDUMP_DIRECTORY: &str = "/var/lib/rprocd/coredumps";
-
-const NAME_MAX_BYTES: usize = 31;
-/// An hour.
-const RECOVERY_MAX_MS: u32 = 3_600_000;
-const HOLD_AFTER_MAX: u32 = 1000;
-/// A day.
-const HOLD_WINDOW_MAX_S: u32 = 86_400;
-const COREDUMP_COUNT_DEFAULT: i64 = 8;
-const COREDUMP_COUNT_MAX: i64 = 1000;
-const COREDUMP_QUOTA_MIB_DEFAULT: i64 = 256;
-const COREDUMP_QUOTA_MIB_MAX: i64 = 65_536;
-const COREDUMP_PATIENCE_DEFAULT_MS: i64 = 2000;
-/// An hour.
-const COREDUMP_PATIENCE_MAX_MS: i64 = 3_600_000;
-const MEMORY_MIB_DEFAULT: i64 = 4;
-/// A wake-up takes some tens of microseconds; who lingers much longer only burns a processor.
-const LINGER_US_MAX: i64 = 1000;
-const MEMORY_MIB_MAX: i64 = 1024;
-const CARVEOUT_COUNT_MAX: i64 = 4096;
-const END_OF_32_BITS: i64 = 1 << 32;
-/// `sun_path` of `struct sockaddr_un` has 108 bytes, the last of which is a NUL.
-const SOCKET_PATH_MAX_BYTES: usize = 107;
+/// A file that is longer is no configuration.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+/// Mistakes of syntax that are told; one often brings others.
+const MAX_SYNTAX_PROBLEMS: usize = 10;
 
 /// A configuration in which everything has been checked that can be checked without the host.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -206,7 +132,10 @@ pub struct VdevConfig {
     pub socket: PathBuf,
     /// Who may connect.
     pub permissions: Permissions,
-    /// Is the name service (`VIRTIO_RPMSG_F_NS`) offered to the guest?
+    /// Is the name service (`VIRTIO_RPMSG_F_NS`) offered to the guest? By default it is, since a
+    /// guest finds the firmware's services by it alone. Linux's driver takes mutexes for each
+    /// announcement, in interrupt context where the device is virtio-pci or virtio-mmio: a stock
+    /// guest needs the module `virtio_rpmsg_defer`, else its kernel reports it, and may panic.
     pub announce: bool,
     /// What happens when the guest is gone. Without the key: the core is restarted where it
     /// serves one vdev, else the vdev is reset.
@@ -223,46 +152,11 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
         /// What the host said.
-        source: std::io::Error,
+        source: io::Error,
     },
-    /// The text is no TOML, or has an unknown key, a missing key or a value of the wrong type.
-    /// The source shows the line.
-    #[error("{} is not a configuration of rprocd", path.display())]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// What and where, with the line itself.
-        source: Box<toml::de::Error>,
-    },
-    /// The file is well-formed, and some values cannot be used: all of them are listed.
+    /// The text cannot be used: everything that is wrong is listed.
     #[error("{}", Lines(.0))]
-    Values(Vec<Problem>),
-}
-
-/// One value that cannot be used. Shown as `FILE:line:column: what is wrong`.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Problem {
-    /// The file.
-    pub file: PathBuf,
-    /// Counted from 1.
-    pub line: usize,
-    /// Counted from 1, in characters.
-    pub column: usize,
-    /// Which key, its value and what it must be.
-    pub what: String,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}:{}:{}: {}",
-            self.file.display(),
-            self.line,
-            self.column,
-            self.what
-        )
-    }
+    Refused(Vec<Problem>),
 }
 
 struct Lines<'a>(&'a [Problem]);
@@ -279,179 +173,157 @@ impl fmt::Display for Lines<'_> {
     }
 }
 
+/// A text that was checked.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    /// What it says, unless a problem is an error.
+    pub config: Option<Config>,
+    /// What is wrong, in the order of the file.
+    pub problems: Vec<Problem>,
+    /// The text, for problems that are found later.
+    pub source: Source,
+}
+
 impl Config {
     /// Reads and checks a file.
     ///
     /// # Errors
     /// [`ConfigError::Read`] when the file cannot be read as text, else as [`Config::parse`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        Self::parse(&text, path)
+        Self::check_file(path)?.accepted()
     }
 
     /// Checks the text of a file. `origin` is the file's path: messages carry it, and relative
     /// paths are relative to its folder. Nothing is read.
     ///
     /// # Errors
-    /// [`ConfigError::Syntax`] for the first thing that is not of the format;
-    /// [`ConfigError::Values`] with every value that cannot be used.
+    /// [`ConfigError::Refused`] with everything that is wrong.
     pub fn parse(text: &str, origin: &Path) -> Result<Self, ConfigError> {
-        let raw: RawConfig = toml::from_str(text).map_err(|source| ConfigError::Syntax {
-            path: origin.to_owned(),
-            source: Box::new(source),
-        })?;
+        Self::check(text, origin).accepted()
+    }
+
+    /// As [`Config::load`], with all that is wrong beside what the file says.
+    ///
+    /// # Errors
+    /// [`ConfigError::Read`]
+    pub fn check_file(path: &Path) -> Result<Checked, ConfigError> {
+        let failed = |source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let mut bytes = Vec::new();
+        let file = File::open(path).map_err(failed)?;
+        // A device may have no end.
+        file.take(MAX_FILE_BYTES + 1)
+            .read_to_end(&mut bytes)
+            .map_err(failed)?;
+        if bytes.len() as u64 > MAX_FILE_BYTES {
+            let what = format!("it is longer than {MAX_FILE_BYTES} bytes");
+            return Err(failed(io::Error::new(io::ErrorKind::InvalidData, what)));
+        }
+        Ok(match std::str::from_utf8(&bytes) {
+            Ok(text) => Self::check(text, path),
+            Err(cause) => {
+                let at = cause.valid_up_to();
+                let source = Source::new(&String::from_utf8_lossy(&bytes), path);
+                let what = format!(
+                    "byte {:#04x} is no UTF-8 text; save the file as UTF-8",
+                    bytes[at]
+                );
+                let problem = source.problem_at(Severity::Error, "", at..at, what);
+                Checked {
+                    config: None,
+                    problems: vec![problem],
+                    source,
+                }
+            }
+        })
+    }
+
+    /// As [`Config::parse`], with all that is wrong beside what the text says.
+    pub fn check(text: &str, origin: &Path) -> Checked {
+        let source = Source::new(text, origin);
+        let (table, mistakes) = DeTable::parse_recoverable(text);
+        if !mistakes.is_empty() {
+            // Where a line was misread, what comes after it may be in the wrong section: to judge
+            // it would be to guess.
+            return Checked {
+                config: None,
+                problems: syntax(&source, &mistakes),
+                source,
+            };
+        }
         let mut check = Check {
-            text,
             origin,
-            problems: Vec::new(),
+            reader: Reader::new(source),
             sockets: HashMap::new(),
         };
-        let config = check.config(raw);
-        if check.problems.is_empty() {
-            return Ok(config);
+        let config = check.config(table.get_ref());
+        let (source, problems) = check.reader.finish();
+        Checked {
+            config: (!any_error(&problems)).then_some(config),
+            problems,
+            source,
         }
-        check.problems.sort_by_key(|p| (p.line, p.column));
-        Err(ConfigError::Values(check.problems))
     }
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct RawConfig {
-    firmware_directory: Option<Spanned<String>>,
-    control: Option<RawControl>,
-    #[serde(default)]
-    core: Vec<RawCore>,
+impl Checked {
+    fn accepted(self) -> Result<Config, ConfigError> {
+        self.config.ok_or(ConfigError::Refused(self.problems))
+    }
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct RawControl {
-    socket: Spanned<String>,
-    group: Option<String>,
-    mode: Option<Spanned<String>>,
-    monitor: Option<Spanned<String>>,
-    monitor_group: Option<String>,
-    monitor_mode: Option<Spanned<String>>,
+/// What is no TOML.
+fn syntax(source: &Source, mistakes: &[toml::de::Error]) -> Vec<Problem> {
+    let mut problems: Vec<_> = mistakes
+        .iter()
+        .take(MAX_SYNTAX_PROBLEMS)
+        .map(|mistake| {
+            let message = mistake.message().replace('\n', "; ");
+            let place = mistake.span().unwrap_or(0..0);
+            let what = format!("this is no TOML: {message}");
+            source.problem_at(Severity::Error, "", place, what)
+        })
+        .collect();
+    problems.sort_by_key(|it| (it.line, it.column));
+    // A mistake that is seen twice is told once.
+    problems.dedup_by_key(|it| (it.line, it.column));
+    problems
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct RawCore {
-    name: Spanned<String>,
-    engine: Spanned<String>,
-    memory_mib: Option<Spanned<i64>>,
-    #[serde(default)]
-    huge_pages: bool,
-    carveout_quota_mib: Option<Spanned<i64>>,
-    carveout_count: Option<Spanned<i64>>,
-    vendor_resources: Option<Spanned<String>>,
-    firmware: Spanned<String>,
-    #[serde(default = "yes")]
-    auto_boot: bool,
-    #[serde(default)]
-    boot_on_guest: bool,
-    linger_us: Option<Spanned<i64>>,
-    #[serde(default)]
-    busy: bool,
-    #[serde(default)]
-    coredump: RawCoredump,
-    #[serde(default)]
-    recovery: RawRecovery,
-    #[serde(default)]
-    vdev: Vec<RawVdev>,
-    #[serde(default)]
-    devmem: Vec<RawDevmem>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct RawDevmem {
-    pa: Spanned<i64>,
-    length: Spanned<i64>,
-    name: Option<Spanned<String>>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct RawCoredump {
-    mode: Option<Spanned<String>>,
-    directory: Option<Spanned<String>>,
-    count: Option<Spanned<i64>>,
-    quota_mib: Option<Spanned<i64>>,
-    patience_ms: Option<Spanned<i64>>,
-    style: Option<Spanned<String>>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct RawRecovery {
-    enabled: Option<bool>,
-    minimum_run_time_ms: Option<Spanned<i64>>,
-    back_off_ms: Option<Spanned<i64>>,
-    back_off_limit_ms: Option<Spanned<i64>>,
-    hold_after: Option<Spanned<i64>>,
-    hold_window_s: Option<Spanned<i64>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct RawVdev {
-    socket: Spanned<String>,
-    group: Option<String>,
-    mode: Option<Spanned<String>>,
-    #[serde(default = "yes")]
-    announce: bool,
-    on_departure: Option<RawDeparture>,
-}
-
-#[derive(Clone, Copy, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum RawDeparture {
-    ResetVdev,
-    RestartCore,
-}
-
-fn yes() -> bool {
-    true
-}
-
-/// Turns the raw file into a [`Config`] and notes every problem on the way. What it returns is
-/// only good if there was none.
+/// Turns the file into a [`Config`] and notes every problem on the way. What it returns is only
+/// good if there was none.
 struct Check<'a> {
-    text: &'a str,
     origin: &'a Path,
-    problems: Vec<Problem>,
+    reader: Reader,
     /// Every socket so far, and whose it is.
     sockets: HashMap<PathBuf, String>,
 }
 
 impl Check<'_> {
-    fn config(&mut self, raw: RawConfig) -> Config {
-        let firmware_directory = self.folder(
-            "firmware-directory",
-            raw.firmware_directory.as_ref(),
-            DEFAULT_FIRMWARE_DIRECTORY,
-        );
-        let control = raw.control.map(|control| ControlConfig {
-            socket: self.socket("control", &control.socket),
-            permissions: self.permissions(
-                "control: mode",
-                control.group.as_ref(),
-                control.mode.as_ref(),
-            ),
-            monitor: self.monitor(&control),
-        });
-        if raw.core.is_empty() {
-            self.problem(0..0, "there is no [[core]], must be at least one".into());
+    fn config(&mut self, table: &DeTable<'_>) -> Config {
+        let file = self.reader.file(table);
+        let firmware_directory = self.folder(&file, &keys::FIRMWARE_DIRECTORY);
+        let control = self
+            .reader
+            .table(&file, &keys::CONTROL, "")
+            .map(|control| self.control(&control));
+        let name = |index: usize, table: &DeTable<'_>| match table
+            .get(keys::CORE_NAME.name)
+            .and_then(|it| it.get_ref().as_str())
+        {
+            Some(name) => format!("core {index} (name {name:?})"),
+            None => format!("core {index}"),
+        };
+        let sections = self.reader.tables(&file, &keys::CORE, name);
+        if sections.is_empty() && !table.contains_key(keys::CORE.name) {
+            let what = "there is no [[core]], must be at least one".to_owned();
+            self.reader.problem("core", 0..0, what);
         }
         let mut names = HashMap::new();
-        let cores = raw
-            .core
-            .into_iter()
+        let cores = sections
+            .iter()
             .enumerate()
             .map(|(index, core)| self.core(index, core, &mut names))
             .collect();
@@ -462,297 +334,247 @@ impl Check<'_> {
         }
     }
 
+    fn control(&mut self, fields: &Fields) -> ControlConfig {
+        let socket = self.socket(fields, &keys::CONTROL_SOCKET);
+        let permissions = self.permissions(fields, &keys::CONTROL_GROUP, &keys::CONTROL_MODE);
+        let monitor = self.socket(fields, &keys::CONTROL_MONITOR);
+        let (group, mode) = (&keys::CONTROL_MONITOR_GROUP, &keys::CONTROL_MONITOR_MODE);
+        let for_monitor = self.permissions(fields, group, mode);
+        if monitor.is_none() && for_monitor != Permissions::default() {
+            let what = "control: monitor-group and monitor-mode are of no use without monitor";
+            let path = fields.path(keys::CONTROL_MONITOR.name);
+            let place = fields.header();
+            self.reader.problem(&path, place, what.to_owned());
+        }
+        ControlConfig {
+            socket: socket.unwrap_or_default(),
+            permissions,
+            monitor: monitor.map(|path| (path, for_monitor)),
+        }
+    }
+
     fn core(
         &mut self,
         index: usize,
-        raw: RawCore,
+        fields: &Fields,
         names: &mut HashMap<String, usize>,
     ) -> CoreConfig {
-        let name = raw.name.as_ref();
-        let place = format!("core {index} (name {name:?})");
-
-        let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(&b);
-        if name.is_empty() || name.len() > NAME_MAX_BYTES || !name.bytes().all(allowed) {
-            self.problem(
-                raw.name.span(),
-                format!(
-                    "{place}: name must be 1 to {NAME_MAX_BYTES} characters \
-                     out of a-z, 0-9, '-' and '_'"
-                ),
-            );
-        }
-        match names.get(name) {
-            Some(first) => self.problem(
-                raw.name.span(),
-                format!("{place}: name is taken by core {first}, must be unique"),
-            ),
-            None => {
-                names.insert(name.to_owned(), index);
-            }
-        }
-
-        if raw.engine.as_ref() != "rv32" {
-            self.problem(
-                raw.engine.span(),
-                format!(
-                    "{place}: engine is {:?}, must be \"rv32\"",
-                    raw.engine.as_ref()
-                ),
-            );
-        }
-
-        let memory_mib = raw
-            .memory_mib
-            .as_ref()
-            .map_or(MEMORY_MIB_DEFAULT, |m| *m.as_ref());
-        if let Some(span) = raw.memory_mib.as_ref().map(Spanned::span)
-            && !(1..=MEMORY_MIB_MAX).contains(&memory_mib)
+        let name = self.name(index, fields, names);
+        // What it is does not matter while there is one.
+        let _ = self.reader.choice(fields, &keys::CORE_ENGINE);
+        let firmware = self.reader.text(fields, &keys::CORE_FIRMWARE);
+        if let Some(found) = &firmware
+            && let Err(reason) = firmware::check_name(&found.value)
         {
-            self.problem(
-                span,
-                format!("{place}: memory-mib is {memory_mib}, must be 1 to {MEMORY_MIB_MAX}"),
+            let why = format!(
+                "is {:?}, must be {}: {reason}",
+                found.value,
+                keys::CORE_FIRMWARE.kind.form
             );
+            self.reader
+                .refuse(fields, keys::CORE_FIRMWARE.name, found, &why);
         }
-        // A value that does not fit has been refused above.
-        let memory_bytes = u64::try_from(memory_mib)
-            .unwrap_or(0)
-            .saturating_mul(1 << 20);
+        let (memory_mib, pages) = self.memory(fields);
+        let grants = self.grants(fields, memory_mib);
+        let auto_boot = self.reader.flag(fields, &keys::CORE_AUTO_BOOT);
+        let boot_on_guest = self.reader.flag(fields, &keys::CORE_BOOT_ON_GUEST);
+        let linger = self.linger(fields);
 
-        if let Some(span) = raw.memory_mib.as_ref().map(Spanned::span)
-            && raw.huge_pages
-            && !memory_bytes.is_multiple_of(HUGE_PAGE)
-        {
-            self.problem(
-                span,
-                format!(
-                    "{place}: memory-mib is {memory_mib}, must be even with huge-pages: a huge \
-                     page is 2 MiB"
-                ),
-            );
-        }
-        let grants = self.grants(&place, &raw, memory_mib);
-
-        if let Err(reason) = firmware::check_name(raw.firmware.as_ref()) {
-            self.problem(
-                raw.firmware.span(),
-                format!(
-                    "{place}: firmware is {:?}, must be the name of a file in \
-                     firmware-directory: {reason}",
-                    raw.firmware.as_ref()
-                ),
-            );
-        }
-
-        let linger = self.linger(&place, raw.linger_us.as_ref(), raw.busy);
-
-        let departure = if raw.vdev.len() == 1 {
+        let vdevs = self
+            .reader
+            .tables(fields, &keys::VDEV, |index, _| format!("vdev {index}"));
+        let departure = if vdevs.len() == 1 {
             Departure::RestartCore
         } else {
             Departure::ResetVdev
         };
-        let vdevs = raw
-            .vdev
+        let vdevs = vdevs
             .iter()
-            .enumerate()
-            .map(|(vdev, raw)| VdevConfig {
-                socket: self.socket(&format!("{place}, vdev {vdev}"), &raw.socket),
-                permissions: self.permissions(
-                    &format!("{place}, vdev {vdev}: mode"),
-                    raw.group.as_ref(),
-                    raw.mode.as_ref(),
-                ),
-                announce: raw.announce,
-                on_departure: match raw.on_departure {
-                    None => departure,
-                    Some(RawDeparture::ResetVdev) => Departure::ResetVdev,
-                    Some(RawDeparture::RestartCore) => Departure::RestartCore,
-                },
+            .map(|fields| VdevConfig {
+                socket: self.socket(fields, &keys::VDEV_SOCKET).unwrap_or_default(),
+                permissions: self.permissions(fields, &keys::VDEV_GROUP, &keys::VDEV_MODE),
+                announce: self.reader.flag(fields, &keys::VDEV_ANNOUNCE),
+                on_departure: self
+                    .reader
+                    .choice(fields, &keys::VDEV_ON_DEPARTURE)
+                    .unwrap_or(departure),
             })
             .collect();
-        let recovery = self.recovery(&place, &raw.recovery);
-        let coredump = self.coredump(&place, &raw.coredump);
-
         CoreConfig {
-            name: raw.name.into_inner(),
+            name,
             engine: EngineConfig::Rv32 {
-                memory_bytes,
-                pages: if raw.huge_pages {
-                    Pages::Huge
-                } else {
-                    Pages::Normal
-                },
+                memory_bytes: memory_mib.saturating_mul(1 << 20),
+                pages,
             },
-            firmware: raw.firmware.into_inner(),
-            auto_boot: raw.auto_boot,
-            boot_on_guest: raw.boot_on_guest,
+            firmware: firmware.map_or_else(String::new, |it| it.value),
+            auto_boot,
+            boot_on_guest,
             linger,
-            coredump,
-            recovery,
+            coredump: self.coredump(fields),
+            recovery: self.recovery(fields),
             grants,
             vdevs,
         }
     }
 
-    fn recovery(&mut self, place: &str, raw: &RawRecovery) -> RecoveryPolicy {
-        let default = RecoveryPolicy::default();
-        let mut number = |key: &str, raw: &Option<Spanned<i64>>, max: u32| {
-            let raw = raw.as_ref()?;
-            match u32::try_from(*raw.as_ref()) {
-                Ok(value) if value <= max => Some(value),
-                _ => {
-                    let value = raw.as_ref();
-                    self.problem(
-                        raw.span(),
-                        format!("{place}: recovery.{key} is {value}, must be 0 to {max}"),
-                    );
-                    None
-                }
-            }
+    fn name(
+        &mut self,
+        index: usize,
+        fields: &Fields,
+        names: &mut HashMap<String, usize>,
+    ) -> String {
+        let key = &keys::CORE_NAME;
+        let Some(found) = self.reader.text(fields, key) else {
+            return String::new();
         };
-        let millis = |value: u32| Duration::from_millis(value.into());
+        let name = &found.value;
+        let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(&b);
+        if name.is_empty() || name.len() > NAME_MAX_BYTES || !name.bytes().all(allowed) {
+            let why =
+                format!("must be 1 to {NAME_MAX_BYTES} characters out of a-z, 0-9, '-' and '_'");
+            self.reader.refuse(fields, key.name, &found, &why);
+        }
+        match names.get(name) {
+            Some(first) => {
+                let why = format!("is taken by core {first}, must be unique");
+                self.reader.refuse(fields, key.name, &found, &why);
+            }
+            None => {
+                names.insert(name.clone(), index);
+            }
+        }
+        found.value
+    }
+
+    fn memory(&mut self, fields: &Fields) -> (u64, Pages) {
+        let key = &keys::CORE_MEMORY_MIB;
+        let found = self.reader.integer(fields, key);
+        let pages = if self.reader.flag(fields, &keys::CORE_HUGE_PAGES) {
+            Pages::Huge
+        } else {
+            Pages::Normal
+        };
+        let Some(found) = found else {
+            let keys::Need::Default(default) = key.need else {
+                return (0, pages);
+            };
+            return (default.unsigned_abs(), pages);
+        };
+        let mib = found.value.unsigned_abs();
+        if pages == Pages::Huge && !(mib << 20).is_multiple_of(HUGE_PAGE) {
+            let why = format!("is {mib}, must be even with huge-pages: a huge page is 2 MiB");
+            self.reader.refuse(fields, key.name, &found, &why);
+        }
+        (mib, pages)
+    }
+
+    fn recovery(&mut self, core: &Fields) -> RecoveryPolicy {
+        let fields = &self
+            .reader
+            .table_or_empty(core, &keys::RECOVERY, "recovery.");
+        let enabled = self.reader.flag(fields, &keys::RECOVERY_ENABLED);
+        let mut number = |key| self.reader.number(fields, key);
+        let minimum_run_time = number(&keys::RECOVERY_MINIMUM_RUN_TIME_MS);
+        let back_off = number(&keys::RECOVERY_BACK_OFF_MS);
+        let hold_after = number(&keys::RECOVERY_HOLD_AFTER);
+        let hold_window = number(&keys::RECOVERY_HOLD_WINDOW_S);
+        let limit_key = &keys::RECOVERY_BACK_OFF_LIMIT_MS;
+        let limit = self.reader.number(fields, limit_key);
+        if back_off > limit {
+            let why = format!(
+                "is {back_off}, more than {} allows: each wait takes {limit} ms",
+                limit_key.name
+            );
+            let key = keys::RECOVERY_BACK_OFF_MS.name;
+            self.reader.warn(fields, key, &why);
+        }
         RecoveryPolicy {
-            enabled: raw.enabled.unwrap_or(default.enabled),
-            minimum_run_time: number(
-                "minimum-run-time-ms",
-                &raw.minimum_run_time_ms,
-                RECOVERY_MAX_MS,
-            )
-            .map_or(default.minimum_run_time, millis),
-            back_off: number("back-off-ms", &raw.back_off_ms, RECOVERY_MAX_MS)
-                .map_or(default.back_off, millis),
-            back_off_limit: number("back-off-limit-ms", &raw.back_off_limit_ms, RECOVERY_MAX_MS)
-                .map_or(default.back_off_limit, millis),
-            hold_after: number("hold-after", &raw.hold_after, HOLD_AFTER_MAX)
-                .unwrap_or(default.hold_after),
-            hold_window: number("hold-window-s", &raw.hold_window_s, HOLD_WINDOW_MAX_S)
-                .map_or(default.hold_window, |value| {
-                    Duration::from_secs(value.into())
-                }),
+            enabled,
+            minimum_run_time: Duration::from_millis(minimum_run_time),
+            back_off: Duration::from_millis(back_off),
+            back_off_limit: Duration::from_millis(limit),
+            hold_after: u32::try_from(hold_after).unwrap_or(u32::MAX),
+            hold_window: Duration::from_secs(hold_window),
         }
     }
 
-    fn coredump(&mut self, place: &str, raw: &RawCoredump) -> CoredumpConfig {
-        let mode = match raw.mode.as_ref().map(|mode| (mode, mode.as_ref().parse())) {
-            None => Mode::default(),
-            Some((_, Ok(mode))) => mode,
-            Some((mode, Err(cause))) => {
-                self.problem(mode.span(), format!("{place}: {cause}"));
-                Mode::default()
-            }
-        };
-        let style = match raw
-            .style
-            .as_ref()
-            .map(|style| (style, style.as_ref().as_str()))
-        {
-            None | Some((_, "program-headers")) => Style::ProgramHeaders,
-            Some((_, "sections")) => Style::Sections,
-            Some((style, other)) => {
-                self.problem(
-                    style.span(),
-                    format!(
-                        "{place}: coredump.style is {other:?}, must be \"program-headers\" or \
-                         \"sections\""
-                    ),
-                );
-                Style::default()
-            }
-        };
-        let directory = self.folder(
-            &format!("{place}: coredump.directory"),
-            raw.directory.as_ref(),
-            DEFAULT_COREDUMP_DIRECTORY,
-        );
-        let mut number = |key, raw: &Option<Spanned<i64>>, default, range| {
-            self.number(place, key, raw.as_ref(), default, range)
-        };
-        let count = number(
-            "coredump.count",
-            &raw.count,
-            COREDUMP_COUNT_DEFAULT,
-            0..=COREDUMP_COUNT_MAX,
-        );
-        let quota_mib = number(
-            "coredump.quota-mib",
-            &raw.quota_mib,
-            COREDUMP_QUOTA_MIB_DEFAULT,
-            1..=COREDUMP_QUOTA_MIB_MAX,
-        );
-        let patience_ms = number(
-            "coredump.patience-ms",
-            &raw.patience_ms,
-            COREDUMP_PATIENCE_DEFAULT_MS,
-            0..=COREDUMP_PATIENCE_MAX_MS,
-        );
+    fn coredump(&mut self, core: &Fields) -> CoredumpConfig {
+        let fields = &self
+            .reader
+            .table_or_empty(core, &keys::COREDUMP, "coredump.");
+        let mode = self.reader.choice(fields, &keys::COREDUMP_MODE);
+        let mode = mode.unwrap_or(Mode::Disabled);
+        let directory = self.folder(fields, &keys::COREDUMP_DIRECTORY);
+        let count = self.reader.number(fields, &keys::COREDUMP_COUNT);
+        if count == 0 && mode != Mode::Disabled {
+            let why = "is 0: no dump is kept; mode = \"disabled\" says the same and costs nothing";
+            self.reader.warn(fields, keys::COREDUMP_COUNT.name, why);
+        }
         CoredumpConfig {
             mode,
             directory,
             limits: Limits {
                 count: usize::try_from(count).unwrap_or(0),
-                bytes: quota_mib.saturating_mul(1 << 20),
+                bytes: self
+                    .reader
+                    .number(fields, &keys::COREDUMP_QUOTA_MIB)
+                    .saturating_mul(1 << 20),
             },
-            patience: Duration::from_millis(patience_ms),
-            style,
+            patience: Duration::from_millis(
+                self.reader.number(fields, &keys::COREDUMP_PATIENCE_MS),
+            ),
+            style: self
+                .reader
+                .choice(fields, &keys::COREDUMP_STYLE)
+                .unwrap_or(Style::ProgramHeaders),
         }
     }
 
-    fn grants(&mut self, place: &str, raw: &RawCore, memory_mib: i64) -> Grants {
-        let quota = raw.carveout_quota_mib.as_ref();
-        let quota = self.number(
-            place,
-            "carveout-quota-mib",
-            quota,
-            memory_mib,
-            1..=memory_mib,
-        );
-        let count = raw.carveout_count.as_ref();
-        let default = i64::try_from(CarveoutLimits::DEFAULT_COUNT).unwrap_or(CARVEOUT_COUNT_MAX);
-        let range = 1..=CARVEOUT_COUNT_MAX;
-        let count = self.number(place, "carveout-count", count, default, range);
-        let vendor = match raw.vendor_resources.as_ref() {
-            None => VendorRule::default(),
-            Some(value) => match value.as_ref().as_str() {
-                "ignore" => VendorRule::Ignore,
-                "refuse" => VendorRule::Refuse,
-                other => {
-                    self.problem(
-                        value.span(),
-                        format!(
-                            "{place}: vendor-resources is {other:?}, must be \"ignore\" or \
-                             \"refuse\""
-                        ),
+    fn grants(&mut self, fields: &Fields, memory_mib: u64) -> Grants {
+        let key = &keys::CORE_CARVEOUT_QUOTA_MIB;
+        let quota = match self.reader.integer(fields, key) {
+            None => memory_mib,
+            Some(found) => {
+                let quota = found.value.unsigned_abs();
+                if quota > memory_mib {
+                    let why = format!(
+                        "is {quota}, must be 1 to {memory_mib}: the core has no more memory"
                     );
-                    VendorRule::default()
+                    self.reader.refuse(fields, key.name, &found, &why);
                 }
-            },
+                quota
+            }
         };
-        let devmem = raw
-            .devmem
-            .iter()
-            .enumerate()
-            .map(|(index, raw)| self.devmem(&format!("{place}, devmem {index}"), raw))
-            .collect();
+        let count = self.reader.number(fields, &keys::CORE_CARVEOUT_COUNT);
+        let vendor = self.reader.choice(fields, &keys::CORE_VENDOR_RESOURCES);
+        let devmem = self
+            .reader
+            .tables(fields, &keys::DEVMEM, |index, _| format!("devmem {index}"));
         Grants {
             carveouts: CarveoutLimits {
                 bytes: quota.saturating_mul(1 << 20),
                 count: usize::try_from(count).unwrap_or(0),
             },
-            devmem,
-            vendor,
+            devmem: devmem.iter().map(|it| self.devmem(it)).collect(),
+            vendor: vendor.unwrap_or(VendorRule::Ignore),
         }
     }
 
     /// What a core does between events.
-    fn linger(&mut self, place: &str, raw: Option<&Spanned<i64>>, busy: bool) -> Linger {
-        let microseconds = self.number(place, "linger-us", raw, 0, 0..=LINGER_US_MAX);
-        if let Some(raw) = raw
+    fn linger(&mut self, fields: &Fields) -> Linger {
+        let key = &keys::CORE_LINGER_US;
+        let found = self.reader.integer(fields, key);
+        let busy = self.reader.flag(fields, &keys::CORE_BUSY);
+        let microseconds = found.as_ref().map_or(0, |it| it.value.unsigned_abs());
+        if let Some(found) = &found
             && busy
+            && microseconds > 0
         {
-            let what = format!(
-                "{place}: linger-us is {microseconds} and busy is true: a busy core lingers \
-                 without end; take one of them out"
+            let why = format!(
+                "is {microseconds} and busy is true: a busy core lingers without end; take one of \
+                 them out"
             );
-            self.problem(raw.span(), what);
+            self.reader.refuse(fields, key.name, found, &why);
         }
         match (busy, microseconds) {
             (true, _) => Linger::Always,
@@ -761,141 +583,101 @@ impl Check<'_> {
         }
     }
 
-    /// A number that `range` contains.
-    fn number(
-        &mut self,
-        place: &str,
-        key: &str,
-        raw: Option<&Spanned<i64>>,
-        default: i64,
-        range: RangeInclusive<i64>,
-    ) -> u64 {
-        let value = raw.map_or(default, |raw| *raw.as_ref());
-        if let Some(raw) = raw
-            && !range.contains(&value)
+    fn devmem(&mut self, fields: &Fields) -> DevmemGrant {
+        let pa = self.reader.integer(fields, &keys::DEVMEM_PA);
+        let length = self.reader.integer(fields, &keys::DEVMEM_LENGTH);
+        if let (Some(pa), Some(length)) = (&pa, &length)
+            && length.value > END_OF_32_BITS - pa.value
         {
-            let (min, max) = range.into_inner();
-            let what = format!("{place}: {key} is {value}, must be {min} to {max}");
-            self.problem(raw.span(), what);
-        }
-        // A value that does not fit has been refused above.
-        u64::try_from(value).unwrap_or(0)
-    }
-
-    fn devmem(&mut self, place: &str, raw: &RawDevmem) -> DevmemGrant {
-        let (pa, length) = (*raw.pa.as_ref(), *raw.length.as_ref());
-        if !(0..END_OF_32_BITS).contains(&pa) {
-            self.problem(
-                raw.pa.span(),
-                format!("{place}: pa is {pa}, must be 0 to 0xffffffff, as in a resource table"),
+            let why = format!(
+                "is {:#x}, must be at most {:#x}: a span that begins at {:#x} ends at \
+                 {END_OF_32_BITS:#x} at the latest",
+                length.value,
+                END_OF_32_BITS - pa.value,
+                pa.value
             );
-        } else if length < 1 || length > END_OF_32_BITS - pa {
-            self.problem(
-                raw.length.span(),
-                format!(
-                    "{place}: length is {length}, must be at least 1 and end at most at \
-                     0x100000000"
-                ),
-            );
+            self.reader
+                .refuse(fields, keys::DEVMEM_LENGTH.name, length, &why);
         }
-        if let Some(name) = &raw.name
-            && name.as_ref().len() > NAME_MAX_BYTES
+        let name = self.reader.text(fields, &keys::DEVMEM_NAME);
+        if let Some(found) = &name
+            && found.value.len() > NAME_MAX_BYTES
         {
-            self.problem(
-                name.span(),
-                format!(
-                    "{place}: name is {:?}, must be at most {NAME_MAX_BYTES} bytes, as in a \
-                     resource table",
-                    name.as_ref()
-                ),
+            let why = format!(
+                "is {:?}, {} bytes, must be {}",
+                found.value,
+                found.value.len(),
+                keys::DEVMEM_NAME.kind.form
             );
+            self.reader
+                .refuse(fields, keys::DEVMEM_NAME.name, found, &why);
         }
+        let bytes = |it: Option<Found<i64>>| it.map_or(0, |it| it.value.unsigned_abs());
         DevmemGrant {
-            pa: u64::try_from(pa).unwrap_or(0),
-            length: u64::try_from(length).unwrap_or(0),
-            name: raw
-                .name
-                .as_ref()
-                .map_or_else(String::new, |n| n.as_ref().clone()),
+            pa: bytes(pa),
+            length: bytes(length),
+            name: name.map_or_else(String::new, |it| it.value),
         }
     }
 
-    /// The mode of a socket, in octal digits as for `chmod`.
-    fn permissions(
-        &mut self,
-        what: &str,
-        group: Option<&String>,
-        mode: Option<&Spanned<String>>,
-    ) -> Permissions {
-        let mode = mode.and_then(|raw| {
-            let digits = raw.as_ref();
+    /// The group and the mode of a socket.
+    fn permissions(&mut self, fields: &Fields, group: &Key<Text>, mode: &Key<Text>) -> Permissions {
+        let name = self.reader.text(fields, group);
+        if let Some(found) = &name
+            && (found.value.is_empty() || found.value.contains('\0'))
+        {
+            let why = format!("is {:?}, must be {}", found.value, group.kind.form);
+            self.reader.refuse(fields, group.name, found, &why);
+        }
+        let mode_key = mode;
+        let mode = self.reader.text(fields, mode).and_then(|found| {
+            let digits = &found.value;
             let mode = u32::from_str_radix(digits, 8).ok();
             let mode = mode.filter(|mode| *mode <= 0o777 && !digits.starts_with('+'));
             if mode.is_none() {
-                let wrong =
-                    format!("{what} is {digits:?}, must be octal digits from \"0000\" to \"0777\"");
-                self.problem(raw.span(), wrong);
+                let why = format!("is {digits:?}, must be {}", mode_key.kind.form);
+                self.reader.refuse(fields, mode_key.name, &found, &why);
             }
             mode
         });
         Permissions {
-            group: group.cloned(),
+            group: name.map(|it| it.value),
             mode,
         }
     }
 
-    fn monitor(&mut self, raw: &RawControl) -> Option<(PathBuf, Permissions)> {
-        let (group, mode) = (raw.monitor_group.as_ref(), raw.monitor_mode.as_ref());
-        let permissions = self.permissions("control: monitor-mode", group, mode);
-        let Some(socket) = &raw.monitor else {
-            if permissions != Permissions::default() {
-                let at = raw.socket.span();
-                let what = "control: monitor-group and monitor-mode are of no use without monitor";
-                self.problem(at, what.into());
-            }
-            return None;
-        };
-        Some((self.socket("control: monitor", socket), permissions))
-    }
-
-    fn socket(&mut self, place: &str, raw: &Spanned<String>) -> PathBuf {
-        let text = raw.as_ref();
+    fn socket(&mut self, fields: &Fields, key: &Key<Text>) -> Option<PathBuf> {
+        let found = self.reader.text(fields, key)?;
+        let text = &found.value;
         let path = self.resolve(text);
         let bytes = path.as_os_str().len();
         let last = text.rsplit('/').next().unwrap_or("");
-        if ["", ".", ".."].contains(&last) || text.contains('\0') {
-            self.problem(
-                raw.span(),
-                format!("{place}: socket is {text:?}, must be the path of a socket"),
-            );
+        let why = if ["", ".", ".."].contains(&last) || text.contains('\0') {
+            format!("is {text:?}, must be the path of a socket")
         } else if bytes > SOCKET_PATH_MAX_BYTES {
-            self.problem(
-                raw.span(),
-                format!(
-                    "{place}: socket is {path:?}, {bytes} bytes, \
-                     must be at most {SOCKET_PATH_MAX_BYTES}"
-                ),
-            );
+            format!("is {path:?}, {bytes} bytes, must be at most {SOCKET_PATH_MAX_BYTES}")
         } else if let Some(other) = self.sockets.get(&path) {
-            let what = format!("{place}: socket is {path:?}, taken by {other}, must be unique");
-            self.problem(raw.span(), what);
+            format!("is {path:?}, taken by {other}, must be unique")
         } else {
-            self.sockets.insert(path.clone(), place.to_owned());
-        }
-        path
+            self.sockets.insert(path.clone(), fields.place().to_owned());
+            return Some(path);
+        };
+        self.reader.refuse(fields, key.name, &found, &why);
+        Some(path)
     }
 
     /// The path of a folder.
-    fn folder(&mut self, key: &str, raw: Option<&Spanned<String>>, default: &str) -> PathBuf {
-        let Some(raw) = raw else {
-            return PathBuf::from(default);
+    fn folder(&mut self, fields: &Fields, key: &Key<Text>) -> PathBuf {
+        let Some(found) = self.reader.text(fields, key) else {
+            return match key.need {
+                keys::Need::Default(path) => PathBuf::from(path),
+                _ => PathBuf::new(),
+            };
         };
-        let text = raw.as_ref();
+        let text = &found.value;
         if text.is_empty() || text.contains('\0') {
-            self.problem(
-                raw.span(),
-                format!("{key} is {text:?}, must be the path of a folder"),
-            );
+            let why = format!("is {text:?}, must be {}", key.kind.form);
+            self.reader.refuse(fields, key.name, &found, &why);
         }
         self.resolve(text)
     }
@@ -904,22 +686,15 @@ impl Check<'_> {
     fn resolve(&self, path: &str) -> PathBuf {
         self.origin.parent().unwrap_or(Path::new("")).join(path)
     }
-
-    fn problem(&mut self, span: Range<usize>, what: String) {
-        let before = self.text.get(..span.start).unwrap_or(self.text);
-        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
-        self.problems.push(Problem {
-            file: self.origin.to_owned(),
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
-            what,
-        });
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::error::Error as _;
+    use std::fs;
+
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -933,20 +708,18 @@ mod tests {
     #[track_caller]
     fn refused(text: &str) -> String {
         match parse(text) {
-            Err(error @ ConfigError::Values(_)) => error.to_string(),
+            Err(error @ ConfigError::Refused(_)) => error.to_string(),
             other => panic!("expected refused values, got {other:?}"),
         }
     }
 
+    /// The warnings, one a line; the text is taken.
     #[track_caller]
-    fn syntax(text: &str) -> String {
-        let error = parse(text).unwrap_err();
-        assert!(matches!(error, ConfigError::Syntax { .. }), "{error:?}");
-        assert_eq!(
-            error.to_string(),
-            "/etc/rprocd/a.toml is not a configuration of rprocd"
-        );
-        error.source().unwrap().to_string()
+    fn warned(text: &str) -> String {
+        let checked = Config::check(text, Path::new("/etc/rprocd/a.toml"));
+        assert!(checked.config.is_some(), "{:?}", checked.problems);
+        assert!(!any_error(&checked.problems), "{:?}", checked.problems);
+        Lines(&checked.problems).to_string()
     }
 
     #[test]
@@ -1190,16 +963,64 @@ mod tests {
     }
 
     #[test]
-    fn the_example_in_the_documentation_is_accepted() {
-        let text: String = include_str!("mod.rs")
-            .lines()
-            .skip_while(|line| *line != "//! ```toml")
-            .skip(1)
-            .take_while(|line| *line != "//! ```")
-            .map(|line| line.trim_start_matches("//!").trim_start().to_owned() + "\n")
-            .collect();
-        let config = parse(&text).unwrap();
+    fn the_example_is_accepted_and_has_every_key_of_the_table_and_each_is_read() {
+        let (table, mistakes) = DeTable::parse_recoverable(keys::EXAMPLE);
+        assert!(mistakes.is_empty(), "{mistakes:?}");
+        let mut check = Check {
+            origin: Path::new("/etc/rprocd/a.toml"),
+            reader: Reader::new(Source::new(keys::EXAMPLE, Path::new("a"))),
+            sockets: HashMap::new(),
+        };
+        let config = check.config(table.get_ref());
+        let mut in_table = BTreeSet::new();
+        for section in keys::FILE.all() {
+            let parent = match section.name.rsplit_once('.') {
+                Some((parent, _)) => parent,
+                None => "",
+            };
+            let of_parent = keys::FILE.all();
+            let mut of_parent = of_parent.iter().filter(|it| it.name == parent);
+            let is_child =
+                |it: &&&keys::Section| it.sections.iter().any(|child| child.name == section.name);
+            assert!(section.name.is_empty() || of_parent.any(|it| is_child(&it)));
+            for key in section.keys {
+                assert!(
+                    in_table.insert((section.name, key.name())),
+                    "twice: {}",
+                    key.name()
+                );
+            }
+        }
+        assert_eq!(check.reader.asked, in_table, "asked for, and in the table");
+        let (source, problems) = check.reader.finish();
+        assert_eq!(problems, []);
         assert_eq!(config.cores[0].vdevs.len(), 1);
+        for (section, key) in in_table {
+            let section = section.replace("core", "core[0]");
+            let section = section
+                .replace("vdev", "vdev[0]")
+                .replace("devmem", "devmem[0]");
+            let path = if section.is_empty() {
+                key.to_owned()
+            } else {
+                // "coredump" has "core" in it.
+                format!("{}.{key}", section.replace("core[0]dump", "coredump"))
+            };
+            assert!(source.has(&path), "{path} is not in the example");
+        }
+    }
+
+    #[test]
+    fn a_default_is_within_its_bounds_and_what_the_example_calls_one_is_one() {
+        let spelt_out = parse(keys::EXAMPLE).unwrap();
+        let mut text = String::new();
+        for line in keys::EXAMPLE.lines() {
+            let is_default = line.contains("# the default") && !line.contains("# the default is");
+            text += if is_default { "" } else { line };
+            text.push('\n');
+        }
+        let left_out = parse(&text).unwrap();
+        assert_eq!(left_out, spelt_out);
     }
 
     #[test]
@@ -1222,44 +1043,294 @@ mod tests {
     }
 
     #[test]
-    fn broken_toml_is_shown_with_its_line() {
-        let shown = syntax("[[core]]\nname = \n");
-        assert!(shown.contains("line 2, column"), "{shown}");
-        assert!(shown.contains('^'), "{shown}");
+    fn what_is_no_text_or_has_no_end_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.toml");
+        fs::write(&path, b"a = 1\nb = \"\xff\"\n").unwrap();
+        let shown = Config::load(&path).unwrap_err().to_string();
+        assert!(
+            shown.ends_with("a.toml:2:6: byte 0xff is no UTF-8 text; save the file as UTF-8"),
+            "{shown}"
+        );
+        let error = Config::load(Path::new("/dev/zero")).unwrap_err();
+        let source = error.source().unwrap().to_string();
+        assert_eq!(source, "it is longer than 1048576 bytes");
+        let error = Config::load(folder.path()).unwrap_err();
+        assert!(matches!(error, ConfigError::Read { .. }), "{error:?}");
     }
 
     #[test]
-    fn unknown_keys_are_refused_at_every_level() {
-        for text in [
-            format!("cores = 1\n{MINIMAL}"),
-            format!("[control]\nsocket = \"a\"\ncolour = 1\n{MINIMAL}"),
-            format!("{MINIMAL}memory = 4\n"),
-            format!("{MINIMAL}[core.coredump]\nquota = 4\n"),
-            format!("{MINIMAL}[[core.vdev]]\nsocket = \"a\"\nqueue = 1\n"),
+    fn every_mistake_of_syntax_is_told_with_its_line() {
+        let text = "[[core]]\nname = \nengine = rv32\nfirmware = \"a\"\n";
+        let checked = Config::check(text, Path::new("/etc/rprocd/a.toml"));
+        let lines: Vec<_> = checked.problems.iter().map(|it| it.line).collect();
+        assert_eq!(lines, [2, 3], "{:?}", checked.problems);
+        let shown = checked.problems[1].shown();
+        assert!(
+            shown.starts_with("/etc/rprocd/a.toml:3:10: this is no TOML: "),
+            "{shown}"
+        );
+        assert!(
+            shown.ends_with("\n  3 | engine = rv32\n    |          ^^^^"),
+            "{shown}"
+        );
+        let twice = refused(&format!("{MINIMAL}name = \"b\"\n"));
+        assert!(
+            twice.contains(":5:1: this is no TOML: duplicate key"),
+            "{twice}"
+        );
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_at_every_level_and_what_was_meant_is_said() {
+        let with = |line: &str| format!("{MINIMAL}{line}\n");
+        for (text, said) in [
+            (
+                format!("cores = 1\n{MINIMAL}"),
+                "1:1: there is no key cores at the top of the file; there is firmware-directory",
+            ),
+            (
+                format!("firmware_directory = \"a\"\n{MINIMAL}"),
+                "1:1: there is no key firmware_directory at the top of the file; did you mean \
+                 firmware-directory?",
+            ),
+            (
+                format!("[control]\nsocket = \"a\"\ncolour = 1\n{MINIMAL}"),
+                "3:1: control: there is no key colour in [control]; there are socket, group, mode, \
+                 monitor, monitor-group, monitor-mode",
+            ),
+            (
+                with("memory = 4"),
+                "5:1: core 0 (name \"echo\"): there is no key memory in [[core]]; did you mean \
+                 memory-mib?",
+            ),
+            (
+                with("autoBoot = true"),
+                "5:1: core 0 (name \"echo\"): there is no key autoBoot in [[core]]; did you mean \
+                 auto-boot?",
+            ),
+            (
+                with("[core.coredump]\nquota = 4"),
+                "6:1: core 0 (name \"echo\"): there is no key quota in [core.coredump]; did you mean \
+                 quota-mib?",
+            ),
+            (
+                with("[core.coredump]\nhold-after = 4"),
+                "6:1: core 0 (name \"echo\"): there is no key hold-after in [core.coredump] but in \
+                 [core.recovery]; a key belongs to the section header above it",
+            ),
+            (
+                with("[[core.vdev]]\nsocket = \"a\"\nqueue = 1"),
+                "7:1: core 0 (name \"echo\"), vdev 0: there is no key queue in [[core.vdev]]; there \
+                 are socket, group, mode, announce, on-departure",
+            ),
+            (
+                with("[recovery]\nenabled = true"),
+                "5:2: there is no section [recovery]; did you mean [core.recovery]?",
+            ),
+            (
+                with("[core.vdevs]\nsocket = \"a\""),
+                "5:7: core 0 (name \"echo\"): there is no section [core.vdevs]; did you mean \
+                 [[core.vdev]]?",
+            ),
+            (
+                with("[logging]\nlevel = 1"),
+                "5:2: there is no section [logging]; there are [control], [[core]], \
+                 [[core.vdev]], [core.recovery], [core.coredump], [[core.devmem]]",
+            ),
         ] {
-            let shown = syntax(&text);
-            assert!(shown.contains("unknown field"), "{shown}");
+            assert_eq!(refused(&text), format!("/etc/rprocd/a.toml:{said}"));
         }
     }
 
     #[test]
     fn missing_keys_are_refused() {
-        for key in ["name", "engine", "firmware"] {
+        for (key, must) in [
+            ("name", "1 to 31 characters out of"),
+            ("engine", "\"rv32\""),
+            ("firmware", "the name of a file in firmware-directory"),
+        ] {
             let text: String = MINIMAL
                 .lines()
                 .filter(|line| !line.starts_with(key))
                 .map(|line| format!("{line}\n"))
                 .collect();
-            assert!(syntax(&text).contains(&format!("missing field `{key}`")));
+            let shown = refused(&text);
+            assert!(
+                shown.starts_with("/etc/rprocd/a.toml:1:1: core 0"),
+                "{shown}"
+            );
+            assert!(
+                shown.contains(&format!(": {key} is missing, must be {must}")),
+                "{shown}"
+            );
+            // One that is there, misspelt, is not missing as well.
+            let misspelt = refused(&MINIMAL.replacen(&key[1..], &format!("{}x", &key[1..]), 1));
+            assert!(
+                misspelt.ends_with(&format!("did you mean {key}?")),
+                "{misspelt}"
+            );
         }
-        assert!(syntax(&format!("[control]\n{MINIMAL}")).contains("missing field `socket`"));
-        assert!(syntax(&format!("{MINIMAL}[[core.vdev]]\n")).contains("missing field `socket`"));
+        let shown = refused(&format!("[control]\n{MINIMAL}"));
+        assert!(
+            shown.contains("a.toml:1:1: control: socket is missing"),
+            "{shown}"
+        );
+        let shown = refused(&format!("{MINIMAL}[[core.vdev]]\n"));
+        assert!(
+            shown.contains("5:1: core 0 (name \"echo\"), vdev 0: socket is missing"),
+            "{shown}"
+        );
     }
 
     #[test]
-    fn values_of_the_wrong_type_are_refused() {
-        assert!(syntax(&format!("{MINIMAL}memory-mib = \"4\"\n")).contains("invalid type"));
-        assert!(syntax(&format!("{MINIMAL}auto-boot = 1\n")).contains("invalid type"));
+    fn values_of_the_wrong_type_are_refused_and_how_to_write_them_is_said() {
+        for (line, said) in [
+            (
+                "memory-mib = \"4\"",
+                "memory-mib is the string \"4\", must be an integer, 1 to 1024; write 4 without \
+                 quotes",
+            ),
+            (
+                "memory-mib = 4.5",
+                "memory-mib is the float 4.5, must be an integer, 1 to 1024",
+            ),
+            (
+                "memory-mib = [4]",
+                "memory-mib is an array, must be an integer, 1 to 1024",
+            ),
+            (
+                "auto-boot = 1",
+                "auto-boot is the integer 1, must be true or false",
+            ),
+            (
+                "auto-boot = \"true\"",
+                "auto-boot is the string \"true\", must be true or false; write true without \
+                 quotes",
+            ),
+            (
+                "vendor-resources = true",
+                "vendor-resources is the boolean true, must be \"ignore\" or \"refuse\"; write it \
+                 in quotes: \"true\"",
+            ),
+        ] {
+            let shown = refused(&format!("{MINIMAL}{line}\n"));
+            let (_, what) = shown.split_once("(name \"echo\"): ").unwrap();
+            assert_eq!(what, said);
+        }
+        let shown = refused(&format!(
+            "[control]\nsocket = \"/run/a\"\nmode = 660\n{MINIMAL}"
+        ));
+        assert!(
+            shown.ends_with(
+                "control: mode is the integer 660, must be a string, octal digits from \"0000\" to \
+                 \"0777\"; write it in quotes: \"660\""
+            ),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn brackets_of_a_section_are_counted_and_what_is_in_it_is_judged_all_the_same() {
+        let text = MINIMAL
+            .replace("[[core]]", "[core]")
+            .replace("rv32", "rv64");
+        let shown = refused(&text);
+        let lines: Vec<_> = shown.lines().collect();
+        assert_eq!(lines.len(), 2, "{shown}");
+        assert!(
+            lines[0].contains("1:1: [core] must be [[core]], with two brackets"),
+            "{shown}"
+        );
+        assert!(lines[1].contains("engine is \"rv64\""), "{shown}");
+        let shown = refused(&format!("{MINIMAL}[[core.recovery]]\nhold-after = -1\n"));
+        let lines: Vec<_> = shown.lines().collect();
+        assert_eq!(lines.len(), 2, "{shown}");
+        assert!(
+            lines[0].contains("[[core.recovery]] is written with two brackets, must be"),
+            "{shown}"
+        );
+        assert!(lines[1].contains("recovery.hold-after is -1"), "{shown}");
+        for (text, said) in [
+            (
+                format!("control = 1\n{MINIMAL}"),
+                "control is an integer, must be a section",
+            ),
+            (
+                "core = \"m0\"\n".to_owned(),
+                "core is a string, must be a section: [[core]]",
+            ),
+            (
+                "core = [1]\n".to_owned(),
+                "core 0 is an integer, must be a section: [[core]]",
+            ),
+            (
+                "[core.recovery]\nenabled = true\n".to_owned(),
+                "[core] must be [[core]]",
+            ),
+        ] {
+            let shown = refused(&text);
+            assert!(shown.contains(said), "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_changes_nothing_is_a_warning_and_the_file_is_taken() {
+        assert_eq!(warned(MINIMAL), "");
+        assert_eq!(
+            warned(&format!(
+                "{MINIMAL}[core.recovery]\nback-off-limit-ms = 50\n"
+            )),
+            "/etc/rprocd/a.toml:5:1: warning: core 0 (name \"echo\"): recovery.back-off-ms is 100, \
+             more than back-off-limit-ms allows: each wait takes 50 ms"
+        );
+        let shown = warned(&format!(
+            "{MINIMAL}[core.coredump]\nmode = \"inline\"\ncount = 0\n"
+        ));
+        assert!(shown.contains(":7:9: warning: core 0"), "{shown}");
+        assert!(
+            shown.contains("coredump.count is 0: no dump is kept"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn more_problems_than_a_person_reads_are_counted() {
+        let text = "[[core]]\n".repeat(200);
+        let error = parse(&text).unwrap_err();
+        let ConfigError::Refused(problems) = error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(problems.len(), 101);
+        assert_eq!(problems[100].what, "500 more problems are not shown");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_file_has_it_is_taken_or_refused_with_places_that_exist(
+            cuts in proptest::collection::vec((0usize..2000, 0usize..20, ".{0,4}"), 0..6),
+        ) {
+            let mut text = keys::EXAMPLE.to_owned();
+            for (from, length, put) in cuts {
+                let mut from = from.min(text.len());
+                while !text.is_char_boundary(from) {
+                    from -= 1;
+                }
+                let mut end = (from + length).min(text.len());
+                while !text.is_char_boundary(end) {
+                    end += 1;
+                }
+                text.replace_range(from..end, &put);
+            }
+            let checked = Config::check(&text, Path::new("a.toml"));
+            prop_assert_eq!(checked.config.is_none(), any_error(&checked.problems));
+            let lines = text.split('\n').count();
+            for problem in &checked.problems {
+                prop_assert!(problem.line <= lines, "{}", problem);
+                prop_assert!(!problem.what.is_empty() && !problem.what.contains('\n'));
+                prop_assert!(problem.shown().lines().count() <= 3);
+            }
+        }
     }
 
     #[test]
@@ -1378,21 +1449,25 @@ mod tests {
 
     #[test]
     fn quotas_are_within_what_there_is() {
-        for (key, max, values) in [
-            ("carveout-quota-mib", 4, [0, -1, 5]),
-            ("carveout-count", 4096, [0, -1, 4097]),
+        for (key, value, most) in [
+            ("carveout-quota-mib", 0, "1024"),
+            ("carveout-quota-mib", -1, "1024"),
+            ("carveout-quota-mib", 5, "4: the core has no more memory"),
+            ("carveout-count", 0, "4096"),
+            ("carveout-count", -1, "4096"),
+            ("carveout-count", 4097, "4096"),
         ] {
-            for value in values {
-                assert_eq!(
-                    refused(&format!("{MINIMAL}{key} = {value}\n")),
-                    format!(
-                        "/etc/rprocd/a.toml:5:{}: core 0 (name \"echo\"): {key} is {value}, must \
-                         be 1 to {max}",
-                        key.len() + 4
-                    )
-                );
-            }
-            assert!(parse(&format!("{MINIMAL}{key} = {max}\n")).is_ok());
+            assert_eq!(
+                refused(&format!("{MINIMAL}{key} = {value}\n")),
+                format!(
+                    "/etc/rprocd/a.toml:5:{}: core 0 (name \"echo\"): {key} is {value}, must be 1 to \
+                     {most}",
+                    key.len() + 4
+                )
+            );
+        }
+        for line in ["carveout-quota-mib = 4", "carveout-count = 4096"] {
+            assert!(parse(&format!("{MINIMAL}{line}\n")).is_ok());
         }
     }
 
@@ -1425,10 +1500,11 @@ mod tests {
         ] {
             let shown = with(pa, length);
             assert!(shown.contains(":7:10: core 0"), "{shown}");
-            assert!(
-                shown.contains("must be at least 1 and end at most"),
-                "{shown}"
-            );
+            let must = match length {
+                "2" => "length is 0x2, must be at most 0x1",
+                _ => "must be 1 to 0x100000000",
+            };
+            assert!(shown.contains(must), "{shown}");
         }
         let long = refused(&format!(
             "{MINIMAL}[[core.devmem]]\npa = 0\nlength = 1\nname = \"{}\"\n",
@@ -1527,7 +1603,7 @@ mod tests {
         let text = "[[core]]\nfirmware = \"a/b\"\nmemory-mib = 0\nengine = \"x\"\nname = \"N\"\n\
                     [control]\nsocket = \"\"\n";
         let places: Vec<_> = match parse(text).unwrap_err() {
-            ConfigError::Values(problems) => problems.iter().map(|p| (p.line, p.column)).collect(),
+            ConfigError::Refused(problems) => problems.iter().map(|p| (p.line, p.column)).collect(),
             other => panic!("{other:?}"),
         };
         assert_eq!(places, [(2, 12), (3, 14), (4, 10), (5, 8), (7, 10)]);

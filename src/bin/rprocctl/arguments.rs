@@ -9,12 +9,47 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+/// The exit statuses: number, the word for it in JSON, what it means.
+pub const STATUSES: [(u8, &str, &str); 10] = [
+    (0, "done", "done"),
+    (1, "failed", "failed"),
+    (2, "usage", "wrong usage"),
+    (3, "no-such-core", "no such core"),
+    (
+        4,
+        "refused",
+        "refused: not in the core's state, or not at all",
+    ),
+    (
+        5,
+        "unreachable",
+        "rprocd, or one of several, cannot be reached",
+    ),
+    (
+        6,
+        "denied",
+        "denied: not for this user, or not through this socket",
+    ),
+    (7, "timed-out", "rprocd has not answered in time"),
+    (8, "already-so", "nothing to do: it was so already"),
+    (9, "ended", "rprocd ended while it was followed"),
+];
+
+/// [`STATUSES`], as help.
+fn statuses() -> String {
+    let mut text = "Exit status:\n".to_owned();
+    for (status, _, meaning) in STATUSES {
+        text.push_str(&format!("  {status}  {meaning}\n"));
+    }
+    text + "\nWith --json the standard output has one JSON document and nothing else, or while \
+            something is followed one a line. An error is an object on the standard error: \
+            {\"error\": {\"status\": 3, \"kind\": \"no-such-core\", \"message\": \"...\"}}. Fields are added \
+            in later versions; those that are there keep their name and meaning."
+}
+
 /// Shows what rprocd's cores do, starts them and stops them.
-///
-/// Exit status: 0 done, 1 failed, 2 wrong usage, 3 no such core, 4 refused, 5 rprocd cannot be
-/// reached, 6 denied, 7 timed out.
 #[derive(Parser)]
-#[command(name = "rprocctl", version, max_term_width = 80)]
+#[command(name = "rprocctl", version, max_term_width = 80, after_help = statuses())]
 pub struct Arguments {
     /// rprocd's control socket (`socket` in section `control` of its configuration); for verbs
     /// that only look, the monitor socket will do
@@ -263,7 +298,8 @@ pub enum Coredump {
 /// What is done about the configuration.
 #[derive(Subcommand)]
 pub enum Config {
-    /// Would rprocd take this file? Whether the files exist that it names is not looked at
+    /// Would rprocd start with this file? Looks at the firmware, folders and groups that it names as
+    /// well; needs no rprocd, and changes nothing
     Check {
         /// The file
         file: PathBuf,
