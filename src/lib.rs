@@ -15,6 +15,7 @@
 //! | room | what it is for |
 //! |---|---|
 //! | [`config`] | raw TOML, then a checked configuration |
+//! | [`prepare`] | what the host has of what the configuration names; cores that can be started |
 //! | [`firmware`] | what an image says: ELF, resource table; pure, nothing acted on |
 //! | [`memory`] | device addresses become bytes: RAM, carveouts |
 //! | [`engine`] | what runs a firmware: the `Engine` trait, and one folder a kind |
@@ -40,6 +41,7 @@ pub mod engine;
 pub mod firmware;
 pub mod memory;
 pub mod metrics;
+pub mod prepare;
 pub mod report;
 pub mod rproc;
 pub mod sysfs;

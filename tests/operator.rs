@@ -53,7 +53,7 @@ fn a_good_configuration_is_checked_and_nothing_is_started() {
     let output = check(&config("firmware = \"echo.elf\"", 1));
     assert!(output.status.success(), "{output:?}");
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.ends_with(": ok, 1 core(s)\n"), "{text}");
+    assert!(text.ends_with(": ok, 1 core(s): m0\n"), "{text}");
 }
 
 #[test]
@@ -62,10 +62,9 @@ fn an_unknown_key_is_refused_with_line_and_column() {
     refused(
         &config,
         &[
-            "line 6, column 1",
-            "memory-mb",
-            "unknown field",
-            "memory-mib",
+            "rprocd.toml:6:1: core 0 (name \"m0\"): there is no key memory-mb in [[core]]",
+            "did you mean memory-mib?\n  6 | memory-mb = 4\n    | ^^^^^^^^^\n",
+            "rprocd.toml: refused, 1 error\n",
         ],
     );
 }
@@ -75,6 +74,10 @@ fn a_firmware_that_is_not_there_is_refused_by_its_path() {
     refused(
         &config("firmware = \"nothing.elf\"", 1),
         &["core m0", "nothing.elf"],
+    );
+    refused(
+        &config("firmware = \"ehco.elf\"", 1),
+        &["ehco.elf: No such file", "did you mean \"echo.elf\"?"],
     );
 }
 
@@ -89,6 +92,136 @@ fn a_firmware_that_is_no_elf_is_refused_before_anything_is_started() {
         &config("firmware = \"text.elf\"", 1),
         &["core m0", "text.elf", "ELF"],
     );
+}
+
+#[test]
+fn everything_that_is_wrong_is_told_at_once_at_the_start_and_in_both_checks() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.toml");
+    let text = "[control]\nsocket = \"missing/control\"\ngroup = \"no-such-group\"\n\
+                [[core]]\nname = \"m0\"\nengine = \"rv32\"\nfirmware = \"nothing.elf\"\n\
+                [core.coredump]\nmode = \"inline\"\ndirectory = \"/nonexistent\"\n\
+                [[core]]\nname = \"m1\"\nengine = \"rv32\"\nfirmware = \"nothing.elf\"\n";
+    std::fs::write(&file, text).unwrap();
+    let run = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program)
+            .args(arguments)
+            .arg(&file)
+            .output()
+            .unwrap();
+        (
+            output.status.code().unwrap(),
+            String::from_utf8(output.stdout).unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let (rprocd, rprocctl) = (env!("CARGO_BIN_EXE_rprocd"), env!("CARGO_BIN_EXE_rprocctl"));
+    let (status, _, checked) = run(rprocd, &["--check-config", "--config"]);
+    assert_eq!(status, 78);
+    let places: Vec<_> = checked
+        .lines()
+        .filter_map(|line| line.split_once("a.toml:")?.1.split_once(": "))
+        .map(|(place, _)| place)
+        .collect();
+    assert_eq!(
+        places,
+        ["2:10", "3:9", "7:12", "10:13", "14:12"],
+        "{checked}"
+    );
+    for what in [
+        "missing does not exist, and rprocd does not make it",
+        "this host has no such group",
+        "core m0: cannot open firmware",
+        "/nonexistent, cannot be used; it must exist and be writable",
+        "core m1: cannot open firmware",
+        "a.toml: refused, 4 errors, 1 warning\n",
+    ] {
+        assert!(checked.contains(what), "{what:?} is not in:\n{checked}");
+    }
+
+    let (status, _, by_rprocctl) = run(rprocctl, &["config", "check"]);
+    assert_eq!(status, 4);
+    assert_eq!(by_rprocctl, checked.replace("rprocd: ", "rprocctl: "));
+
+    let (status, json, _) = run(rprocctl, &["--json", "config", "check"]);
+    assert_eq!(status, 4);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["accepted"], false);
+    assert_eq!(json["cores"], serde_json::json!(["m0", "m1"]));
+    let problem = &json["problems"][2];
+    assert_eq!(problem["severity"], "error");
+    assert_eq!(problem["line"], 7);
+    assert_eq!(problem["column"], 12);
+    assert_eq!(problem["key"], "core[0].firmware");
+    assert_eq!(problem["value"], "\"nothing.elf\"");
+    assert!(problem["message"].as_str().unwrap().contains("nothing.elf"));
+
+    // At the start, what depends on nobody but the daemon.
+    let (status, _, started) = run(rprocd, &["--config"]);
+    assert_eq!(status, 78);
+    for place in ["7:12", "10:13", "14:12"] {
+        assert!(
+            started.contains(&format!("a.toml:{place}: core m")),
+            "{started}"
+        );
+    }
+    assert!(
+        started.contains("a.toml is refused, as told above; nothing was started"),
+        "{started}"
+    );
+}
+
+#[test]
+fn all_sockets_that_cannot_be_made_are_told_at_once_and_nothing_is_started() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.toml");
+    let held = folder.path().join("held");
+    let _holder = std::os::unix::net::UnixListener::bind(&held).unwrap();
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    let text = format!(
+        "[control]\nsocket = \"held\"\nmonitor = \"missing/monitor\"\n{}",
+        config("firmware = \"echo.elf\"", 1)
+    );
+    let text = text.replace("\"0.sock\"", "\"file\"");
+    // A key of the top must come first.
+    let (control, rest) = text.split_once("firmware-directory").unwrap();
+    let (directory, cores) = rest.split_once('\n').unwrap();
+    let text = format!("firmware-directory{directory}\n{control}{cores}");
+    std::fs::write(&file, &text).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_rprocd"))
+        .arg("--config")
+        .arg(&file)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    for what in [
+        "held is in use: another process listens on it; stop that one, or choose another path",
+        "file exists and is no socket; remove it, or choose another path",
+        "missing does not exist, and rprocd does not make it; systemd does",
+        "not all sockets can be made, as told above; nothing was started",
+    ] {
+        assert!(said.contains(what), "{what:?} is not in:\n{said}");
+    }
+    // What was there is left.
+    assert!(held.exists() && folder.path().join("file").exists());
+}
+
+#[test]
+fn a_daemon_without_a_configuration_says_which_file_it_wants_and_how_to_name_another() {
+    for arguments in [&["--check-config"][..], &[]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_rprocd"))
+            .args(arguments)
+            .args(["--config", "/nonexistent/rprocd.toml"])
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let said = String::from_utf8(output.stderr).unwrap();
+        let what = "cannot read the configuration /nonexistent/rprocd.toml: No such file or \
+                    directory (os error 2); name a file with --config FILE (rprocd.toml(5) has an \
+                    example)";
+        assert!(said.contains(what), "{said}");
+    }
 }
 
 #[test]

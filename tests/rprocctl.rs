@@ -237,21 +237,37 @@ fn a_firmware_anywhere_on_the_disk_is_given_as_an_open_file() {
 }
 
 #[test]
-fn a_configuration_is_checked_by_the_daemon_that_would_take_it() {
-    let daemon = daemon();
+fn a_configuration_is_checked_without_a_daemon_and_nothing_is_made_of_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("new.toml");
-    let good = "[[core]]\nname = \"m4\"\nengine = \"rv32\"\nfirmware = \"a.elf\"\n";
-    fs::write(&path, good).unwrap();
-    let check = ["config", "check", path.to_str().unwrap()];
-    has_all(&done(daemon.rprocctl(&check)), &["ok, 1 core(s): m4"]);
-    fs::write(&path, good.replace("rv32", "z80")).unwrap();
-    let bad = daemon.rprocctl(&check);
+    let check = |text: &str, json: bool| {
+        fs::write(&path, text).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rprocctl"));
+        command.args(["--socket", "/nonexistent/control", "config", "check"]);
+        command.arg(&path).args(json.then_some("--json"));
+        command.output().unwrap()
+    };
+    let good = format!(
+        "firmware-directory = {:?}\n[[core]]\nname = \"m4\"\nengine = \"rv32\"\n\
+         firmware = \"echo.elf\"\n[[core.vdev]]\nsocket = \"vdev0\"\n",
+        firmware_dir()
+    );
+    let text = done(check(&good, false));
+    has_all(&text, &["new.toml: ok, 1 core(s): m4"]);
+    let json: serde_json::Value = serde_json::from_str(&done(check(&good, true))).unwrap();
+    let path = path.to_str().unwrap();
+    let expected = serde_json::json!({
+        "file": path, "accepted": true, "cores": ["m4"], "problems": []
+    });
+    assert_eq!(json, expected);
+    let bad = check(&good.replace("rv32", "z80"), false);
     assert_eq!(bad.status.code(), Some(4));
     has_all(
         &String::from_utf8(bad.stderr).unwrap(),
-        &["new.toml", "z80"],
+        &["new.toml:4:10: core 0 (name \"m4\"): engine is \"z80\", must be \"rv32\""],
     );
+    let left: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
+    assert_eq!(left.len(), 1, "{left:?}");
 }
 
 #[test]

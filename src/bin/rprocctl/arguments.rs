@@ -347,7 +347,8 @@ pub enum Coredump {
 /// What is done about the configuration.
 #[derive(Subcommand)]
 pub enum Config {
-    /// Would rprocd take this file? Whether the files exist that it names is not looked at
+    /// Would rprocd start with this file? Looks at the firmware, folders and groups that it names as
+    /// well; needs no rprocd, and changes nothing
     Check {
         /// The file
         file: PathBuf,

@@ -43,6 +43,8 @@ use arguments::{Arguments, Change, Config, Coredump, Firmware, OfCore, Recovery,
 use daemons::{Daemon, Daemons, shown};
 use failure::{ENDED, Failure, REFUSED, Result, USAGE};
 use rprocd::control::client::{self, Connection};
+use rprocd::prepare;
+use rprocd::report::sentence;
 use rprocd::rproc::{CoreStatus, Region, Resource};
 use rprocd::sysfs::namespace::{self, NamespaceError};
 use terminal::{Screen, Table, duration, size, write};
@@ -601,29 +603,22 @@ fn fetch(daemon: &Daemon, core: &str, name: &str, path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Judges a configuration as `rprocd --check-config` does; no daemon is asked.
 fn check_config(daemon: &Daemon, file: &Path) -> Result<String> {
-    #[derive(Deserialize, serde::Serialize)]
-    struct Checked {
-        cores: Vec<String>,
-        problem: Option<String>,
-    }
-    let path = file.display();
-    let text = fs::read_to_string(file)
-        .map_err(|cause| Failure::new(1, format!("cannot read {path}: {cause}")))?;
-    let checked: Checked = daemon.call("io.rprocd.CheckConfig", &json!({ "text": text }))?;
-    if let Some(problem) = &checked.problem {
-        if daemon.json {
-            write(&daemon.shown(&checked, String::new)?)?;
+    let verdict = prepare::check(file).map_err(|cause| Failure::new(1, sentence(&cause)))?;
+    let text = daemon.shown(&verdict, || verdict.summary() + "\n")?;
+    if !daemon.json {
+        for problem in &verdict.problems {
+            eprintln!("{}", problem.shown());
         }
-        return Err(Failure::new(4, format!("{path}: {problem}")));
     }
-    daemon.shown(&checked, || {
-        format!(
-            "{path}: ok, {} core(s): {}\n",
-            checked.cores.len(),
-            checked.cores.join(", ")
-        )
-    })
+    if verdict.accepted {
+        return Ok(text);
+    }
+    if daemon.json {
+        write(&text)?;
+    }
+    Err(Failure::new(4, verdict.summary()))
 }
 
 /// What every Varlink service says of itself.

@@ -8,13 +8,40 @@ use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 
+/// The configuration is refused: to start again without a change is of no use. It is `EX_CONFIG` of
+/// `sysexits.h`, the name that systemd knows it by.
+pub const REFUSED: u8 = 78;
+
+/// What an exit status says.
+pub const EXIT_STATUS: &[(u8, &str)] = &[
+    (0, "a signal asked it to end; or the configuration is good"),
+    (
+        1,
+        "something failed; the last line on standard error says what",
+    ),
+    (2, "wrong usage"),
+    (
+        REFUSED,
+        "the configuration is refused; standard error has each mistake with its line",
+    ),
+];
+
+/// The end of the help: the exit statuses, and where to read on.
+fn after_help() -> String {
+    let mut text = "Exit status:\n".to_owned();
+    for (status, meaning) in EXIT_STATUS {
+        text += &format!("{status:>4}  {meaning}\n");
+    }
+    text + "\nEvery key of the configuration: rprocd.toml(5). The operator's tool: rprocctl(1)."
+}
+
 /// Owns remote cores and serves them to guest VMs over vhost-user.
 ///
 /// Logs go to standard error. SIGTERM and SIGINT end it: guests are hung up on, cores are stopped,
 /// sockets are removed. Sockets that systemd passes are used in place of those that would be made
 /// at the same paths.
 #[derive(Parser)]
-#[command(name = "rprocd", version, max_term_width = 80)]
+#[command(name = "rprocd", version, max_term_width = 80, after_help = after_help())]
 pub struct Arguments {
     /// The configuration (TOML)
     #[arg(
@@ -24,7 +51,7 @@ pub struct Arguments {
         default_value = "/etc/rprocd/rprocd.toml"
     )]
     pub config: PathBuf,
-    /// Check the configuration and the firmware it names, start nothing
+    /// Check the configuration and what it names: firmware, folders, groups; start nothing
     #[arg(long)]
     pub check_config: bool,
     /// What to log: error, warn, info, debug, trace, off

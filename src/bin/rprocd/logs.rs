@@ -31,8 +31,17 @@ const MAX_KINDS: usize = 4096;
 /// The longest line.
 const MAX_LINE_BYTES: usize = 2048;
 
+/// Who reads standard error.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Destination {
+    /// systemd's journal, in which a message is one line.
+    Journal,
+    /// A terminal or a file, read as it is.
+    Person,
+}
+
 /// Begins to log to standard error.
-pub fn begin(filter: log::LevelFilter) {
+pub fn begin(filter: log::LevelFilter) -> Destination {
     let mut builder = env_logger::Builder::new();
     builder.filter_level(filter);
     let journal = is_journal();
@@ -57,6 +66,11 @@ pub fn begin(filter: log::LevelFilter) {
     log::set_max_level(filter);
     // Nobody else sets one.
     let _ = log::set_boxed_logger(Box::new(logger));
+    if journal {
+        Destination::Journal
+    } else {
+        Destination::Person
+    }
 }
 
 /// Does standard error go to systemd's journal? It says which file that is.

@@ -5,8 +5,10 @@ mod logs;
 mod watchdog;
 
 use std::error::Error;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -17,16 +19,18 @@ use log::{LevelFilter, error, info, warn};
 use sd_notify::NotifyState;
 
 use arguments::{Arguments, Level};
-use rprocd::config::{Config, CoreConfig, CoredumpConfig, EngineConfig};
+use logs::Destination;
+use rprocd::config::{Config, ConfigError, CoreConfig, CoredumpConfig, EngineConfig};
+use rprocd::config::{Problem, Severity, any_error, keys};
 use rprocd::control::{ControlServer, Service};
-use rprocd::coredump::{Class, DumpStore, Mode, StoreError};
-use rprocd::engine::rv32::{Rv32, board};
-use rprocd::engine::{Engine, ImageRules};
-use rprocd::firmware::Snapshot;
+use rprocd::coredump::{Class, Mode, StoreError};
+use rprocd::engine::ImageRules;
+use rprocd::engine::rv32::board;
 use rprocd::memory::{DeviceAddress, Ram};
+use rprocd::prepare::{self, Purpose, prepare};
 use rprocd::report::sentence;
-use rprocd::rproc::{Core, Coredumps, EventLog, Firmware, Holder, Policies};
-use rprocd::vdev::{Listening, MEMORY_NAME, Passed, Socket};
+use rprocd::rproc::{Core, Coredumps, EventLog, Holder, Policies};
+use rprocd::vdev::{Listening, MEMORY_NAME, Passed, Permissions, SessionError, Socket};
 use watchdog::Watchdog;
 
 fn main() -> ExitCode {
@@ -35,7 +39,10 @@ fn main() -> ExitCode {
         println!("{CAPABILITIES}");
         return ExitCode::SUCCESS;
     }
-    logs::begin(match arguments.log_level {
+    if arguments.check_config {
+        return check(&arguments);
+    }
+    let to = logs::begin(match arguments.log_level {
         Level::Off => LevelFilter::Off,
         Level::Error => LevelFilter::Error,
         Level::Warn => LevelFilter::Warn,
@@ -43,31 +50,98 @@ fn main() -> ExitCode {
         Level::Debug => LevelFilter::Debug,
         Level::Trace => LevelFilter::Trace,
     });
-    match run(&arguments) {
+    let refused = |problems: &[Problem]| {
+        tell(problems, to);
+        let file = arguments.config.display();
+        error!("{file} is refused, as told above; nothing was started");
+        ExitCode::from(arguments::REFUSED)
+    };
+    match run(&arguments, to) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(cause) => {
+        Err(Failure::Refused(problems)) => refused(&problems),
+        Err(Failure::Other(cause)) => {
             error!("{}", sentence(&*cause));
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
-    let mut config = Config::load(&arguments.config)?;
+/// Why it ends before it is asked to.
+enum Failure {
+    /// The configuration cannot be used here.
+    Refused(Vec<Problem>),
+    Other(Box<dyn Error>),
+}
+
+impl<E: Into<Box<dyn Error>>> From<E> for Failure {
+    fn from(cause: E) -> Self {
+        Self::Other(cause.into())
+    }
+}
+
+/// Says what is wrong with a configuration. The journal has a line for each problem, a person the
+/// line of the file as well.
+fn tell(problems: &[Problem], to: Destination) {
+    for problem in problems {
+        let text = match to {
+            Destination::Journal => problem.to_string(),
+            Destination::Person => problem.shown(),
+        };
+        match problem.severity {
+            Severity::Error => error!("{text}"),
+            Severity::Warning => warn!("{text}"),
+        }
+    }
+}
+
+/// Why a file cannot be read, and what to do.
+fn unread(cause: &ConfigError) -> String {
+    let mut text = sentence(cause);
+    if let ConfigError::Read { source, .. } = cause
+        && source.kind() == io::ErrorKind::NotFound
+    {
+        text += "; name a file with --config FILE (rprocd.toml(5) has an example)";
+    }
+    text
+}
+
+/// Judges the configuration and says so, as `rprocctl config check` does.
+fn check(arguments: &Arguments) -> ExitCode {
+    match prepare::check(&arguments.config) {
+        Ok(verdict) => {
+            for problem in &verdict.problems {
+                eprintln!("{}", problem.shown());
+            }
+            let summary = verdict.summary();
+            if verdict.accepted {
+                println!("{summary}");
+                return ExitCode::SUCCESS;
+            }
+            eprintln!("rprocd: {summary}");
+            ExitCode::from(arguments::REFUSED)
+        }
+        Err(cause) => {
+            eprintln!("rprocd: {}", unread(&cause));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments, to: Destination) -> Result<(), Failure> {
+    let checked = Config::check_file(&arguments.config).map_err(|cause| unread(&cause))?;
+    let source = checked.source;
+    let Some(mut config) = checked.config else {
+        return Err(Failure::Refused(checked.problems));
+    };
     let mut passed = Passed::from_systemd()?;
     let mut for_the_guest = guest_socket(arguments, &mut config)?;
-    let mut prepared = Vec::new();
-    for core in &config.cores {
-        prepared.push(prepare(&config, core).map_err(|cause| about(core, cause))?);
+    let (prepared, found) = prepare(&config, &source, Purpose::Start);
+    let mut problems = checked.problems;
+    problems.extend(found);
+    if any_error(&problems) {
+        return Err(Failure::Refused(problems));
     }
-    if arguments.check_config {
-        println!(
-            "{}: ok, {} core(s)",
-            arguments.config.display(),
-            prepared.len()
-        );
-        return Ok(());
-    }
+    tell(&problems, to);
 
     // Before any thread, so that the signal finds its way whatever happens next.
     let (wake, ended) = UnixStream::pair()?;
@@ -81,7 +155,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
 
     let mut cores = Vec::new();
     for (core, (engine, firmware)) in config.cores.iter().zip(prepared) {
-        let mut dumps = coredumps(core).map_err(|cause| about(core, cause.into()))?;
+        let mut dumps = coredumps(core).map_err(|cause| about(core, &cause))?;
         if let Some(memory) = passed.take_memory(&core.name) {
             save_left_behind(core, memory, &mut dumps);
         }
@@ -99,21 +173,58 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     for core in cores.iter() {
         core.tell(log.clone());
     }
-    let mut listening = Vec::new();
-    for (config, core) in config.cores.iter().zip(cores.iter()) {
+    // All sockets are made before anything else begins, so that all that cannot be are told at once.
+    let mut unmade = Vec::new();
+    let mut bind = |path: &Path, permissions: &Permissions, key: String| {
+        let made = passed.take_or_bind(path, permissions);
+        made.inspect_err(|cause| {
+            let mut what = sentence(cause);
+            if matches!(cause, SessionError::Bind { .. })
+                && let Some(why) = prepare::why_no_socket(path)
+            {
+                what += &format!("; {why}");
+            }
+            unmade.push(source.problem(Severity::Error, &key, what));
+        })
+        .ok()
+    };
+    let mut faces = Vec::new();
+    for (number, (config, core)) in config.cores.iter().zip(cores.iter()).enumerate() {
         for (index, vdev) in config.vdevs.iter().enumerate() {
             if let Some(face) = core.face(index, vdev.announce) {
-                let label = face.label().to_owned();
+                let key = keys::VDEV_SOCKET.name;
+                let key = format!("core[{number}].vdev[{index}].{key}");
                 let socket = match for_the_guest.take() {
-                    Some(socket) => socket,
-                    None => passed.take_or_bind(&vdev.socket, &vdev.permissions)?,
+                    Some(socket) => Some(socket),
+                    None => bind(&vdev.socket, &vdev.permissions, key),
                 };
-                let path = std::path::absolute(socket.path()).unwrap_or_default();
-                info!("{label}: listening on {}", path.display());
-                core.set_socket(index, path);
-                listening.push(Listening::on(socket, face)?);
+                faces.push((core, index, face, socket));
             }
         }
+    }
+    let mut control = None;
+    let mut monitor = None;
+    if let Some(config) = &config.control {
+        let key = format!("control.{}", keys::CONTROL_SOCKET.name);
+        control = bind(&config.socket, &config.permissions, key);
+        if let Some((path, permissions)) = &config.monitor {
+            let key = format!("control.{}", keys::CONTROL_MONITOR.name);
+            monitor = bind(path, permissions, key);
+        }
+    }
+    if !unmade.is_empty() {
+        tell(&unmade, to);
+        return Err("not all sockets can be made, as told above; nothing was started".into());
+    }
+    let mut listening = Vec::new();
+    for (core, index, face, socket) in faces {
+        let Some(socket) = socket else { continue };
+        let path = std::path::absolute(socket.path()).unwrap_or_default();
+        info!("{}: listening on {}", face.label(), path.display());
+        core.set_socket(index, path);
+        listening.push(Listening::on(socket, face)?);
+    }
+    for (config, core) in config.cores.iter().zip(cores.iter()) {
         if config.auto_boot {
             core.start(Holder::Operator)?;
         }
@@ -125,18 +236,18 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         pipe: ended,
         ending: ending.clone(),
     })));
-    if let Some(control) = &config.control {
+    if let Some(socket) = control {
         let service = Service {
             cores: cores.clone(),
             events: log.clone(),
             firmware_directory: config.firmware_directory.clone(),
         };
-        let socket = passed.take_or_bind(&control.socket, &control.permissions)?;
+        info!("control: listening on {}", socket.path().display());
         let mut server = ControlServer::new(socket, service)?;
-        info!("control: listening on {}", control.socket.display());
-        if let Some((monitor, permissions)) = &control.monitor {
-            server = server.with_monitor(passed.take_or_bind(monitor, permissions)?)?;
-            info!("control: listening on {}, for looking", monitor.display());
+        if let Some(socket) = monitor {
+            let path = socket.path().display().to_string();
+            server = server.with_monitor(socket)?;
+            info!("control: listening on {path}, for looking");
         }
         events.add_subscriber(Arc::new(Mutex::new(server)));
     }
@@ -242,33 +353,8 @@ fn tell_systemd(what: &[NotifyState<'_>]) {
     }
 }
 
-fn about(core: &CoreConfig, cause: Box<dyn Error>) -> Box<dyn Error> {
-    format!("core {}: {}", core.name, sentence(&*cause)).into()
-}
-
-/// Everything of a core that can be had without starting it.
-fn prepare(
-    config: &Config,
-    core: &CoreConfig,
-) -> Result<(Box<dyn Engine>, Firmware), Box<dyn Error>> {
-    let EngineConfig::Rv32 {
-        memory_bytes,
-        pages,
-    } = core.engine;
-    let base = DeviceAddress(u64::from(board::ram::BASE));
-    let ram = Ram::with_pages(&format!("rprocd-{}", core.name), base, memory_bytes, pages)?;
-    let mut engine: Box<dyn Engine> = Box::new(Rv32::new(ram)?);
-    if core.coredump.mode != Mode::Disabled {
-        DumpStore::check(&core.coredump.directory, &core.name)?;
-    }
-    let snapshot = Snapshot::read(&config.firmware_directory, &core.firmware)?;
-    let firmware = Firmware::new(
-        snapshot,
-        &mut *engine,
-        core.vdevs.len(),
-        core.grants.clone(),
-    )?;
-    Ok((engine, firmware))
+fn about(core: &CoreConfig, cause: &dyn Error) -> String {
+    format!("core {}: {}", core.name, sentence(cause))
 }
 
 fn policies(core: &CoreConfig) -> Policies {
