@@ -39,7 +39,7 @@ const MEMORIES_MIB: [u64; 3] = [4, 32, 256];
 const CORE_NAME_MAX: usize = 31;
 const SHORT: Duration = Duration::from_secs(180);
 /// So long the guest may take to know what the firmware has announced.
-const ANNOUNCED_LIMIT: Duration = Duration::from_secs(120);
+const ANNOUNCED_LIMIT: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Of the kernel's messages the console shows errors only. dmesg has them all.
 pub const QUIET: &str = "loglevel=4";
