@@ -97,6 +97,7 @@ pub fn run(options: &Options) -> Result<()> {
         return run_all(&commands, |words| {
             command("bash")
                 .args(["-c", words])
+                .stdin(Stdio::null())
                 .current_dir(cargo::root())
                 .status()
         });
