@@ -66,7 +66,7 @@ const STATES: [&str; 6] = [
 ];
 
 /// All metrics, in the order in which they are shown.
-pub const METRICS: [Metric; 23] = [
+pub const METRICS: [Metric; 24] = [
     Metric {
         name: "rprocd_core_state",
         kind: Kind::Gauge,
@@ -127,6 +127,15 @@ pub const METRICS: [Metric; 23] = [
         read: Read::Samples(|core| {
             let uptime = core.uptime_microseconds.into_iter();
             uptime.map(|it| (Vec::new(), it as f64 / 1e6)).collect()
+        }),
+    },
+    Metric {
+        name: "rprocd_core_run_seconds_total",
+        kind: Kind::Counter,
+        help: "Time in which the core executed instructions; nothing where its engine cannot tell.",
+        read: Read::Samples(|core| {
+            let ran = core.ran_microseconds.into_iter();
+            ran.map(|it| (Vec::new(), it as f64 / 1e6)).collect()
         }),
     },
     Metric {
@@ -391,6 +400,9 @@ mod tests {
             firmware_sha256: "00ff".into(),
             incarnation: 3,
             uptime_microseconds: Some(2_500_000),
+            ran_microseconds: Some(250_000),
+            incarnation_ran_microseconds: Some(125_000),
+            pc: Some(0x8000_0000),
             memory_da: 0x8000_0000,
             memory_bytes: 4 << 20,
             crashes: 2,
@@ -428,6 +440,8 @@ mod tests {
             vdevs: vec![VdevStatus {
                 device_id: 7,
                 features: 1,
+                offered_features: Some(1),
+                accepted_features: None,
                 config_bytes: 0,
                 socket: None,
                 vrings: Vec::new(),
@@ -512,6 +526,7 @@ mod tests {
             "rprocd_core_recovery_duration_seconds_bucket{core=\"m4\",le=\"+Inf\"} 3\n",
             "rprocd_core_recovery_duration_seconds_sum{core=\"m4\"} 0.0045\n",
             "rprocd_core_recovery_duration_seconds_count{core=\"m4\"} 3\n",
+            "rprocd_core_run_seconds_total{core=\"m4\"} 0.25\n",
             "rprocd_core_change_duration_seconds{core=\"m4\",change=\"recovery\"} 0.0015\n",
             "rprocd_vdev_messages_total{core=\"m4\",vdev=\"0\",direction=\"to_guest\"} 100\n",
             "rprocd_vdev_messages_total{core=\"m4\",vdev=\"0\",direction=\"to_core\"} 200\n",

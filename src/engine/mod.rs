@@ -219,6 +219,17 @@ impl Run {
     }
 }
 
+/// What a core has done so far, as far as its engine knows.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Activity {
+    /// How long it has executed instructions, in all its incarnations together: waiting for an
+    /// interrupt is not executing.
+    pub ran: Option<Duration>,
+    /// The program counter: of the next instruction, or of the one with which the core waits or
+    /// died.
+    pub pc: Option<DeviceAddress>,
+}
+
 /// Why an engine refused.
 #[derive(Debug, Error)]
 #[error("{0}")]
@@ -534,6 +545,13 @@ pub trait Engine: Send {
     /// Lets the firmware run until it waits, dies, or has used up `budget` instructions (or what
     /// the engine counts instead).
     fn run(&mut self, budget: u64) -> Run;
+
+    /// What the core has done so far. Asked at any time, and not by each turn.
+    ///
+    /// The default knows nothing.
+    fn activity(&self) -> Activity {
+        Activity::default()
+    }
 
     /// The process is about to end because of a defect: brings the core into a state that the
     /// host survives. Returns how long that takes. Linux's `panic`.

@@ -82,10 +82,10 @@ use super::subdevice::{Subdevice, Subdevices};
 use super::timeline::{Stopwatch, Timeline, micros};
 use super::trace::{TraceText, Traces};
 use crate::coredump::{Mode, StoredDump};
-use crate::engine::{Crash, CrashKind, Engine, EngineError, Reporter};
+use crate::engine::{Activity, Crash, CrashKind, Engine, EngineError, Reporter};
 use crate::firmware::Snapshot;
 use crate::report::sentence;
-use crate::vdev::{News, Vdev};
+use crate::vdev::{News, Vdev, offered};
 pub use turn::{Driver, Later, Linger};
 use turn::{Owners, Watch};
 
@@ -187,16 +187,19 @@ struct Incarnation {
     /// Whose its notify ids are.
     owners: Owners,
     since: Instant,
+    /// How long the core had run before.
+    ran_before: Duration,
     origin: Origin,
 }
 
 impl Incarnation {
     /// One that begins now.
-    fn new(plan: BootPlan, origin: Origin) -> Self {
+    fn new(plan: BootPlan, origin: Origin, engine: &dyn Engine) -> Self {
         Self {
             owners: Owners::new(plan.vdevs.iter().map(VdevPlan::ids)),
             plan,
             since: Instant::now(),
+            ran_before: engine.activity().ran.unwrap_or_default(),
             origin,
         }
     }
@@ -309,6 +312,8 @@ pub struct Machine {
     recovery_time: Histogram,
     /// Where the vdevs are listened for.
     sockets: Vec<Option<PathBuf>>,
+    /// Whether VMMs are offered the name service, once there is a face for them.
+    announces: Vec<Option<bool>>,
     teller: Teller,
     pulse: Arc<Pulse>,
 }
@@ -327,6 +332,7 @@ impl Machine {
             .map(|index| Vdev::new(vdev_label(name, index)))
             .collect();
         let sockets = vec![None; identities.len()];
+        let announces = vec![None; identities.len()];
         let state = if engine.runs_already() {
             State::Detached
         } else {
@@ -356,6 +362,7 @@ impl Machine {
             crashes_by_reason: [0; CrashKind::ALL.len()],
             recovery_time: Histogram::new(&RECOVERY_BOUNDS),
             sockets,
+            announces,
             teller: Teller::default(),
             pulse: Arc::default(),
         }
@@ -752,6 +759,13 @@ impl Machine {
         }
     }
 
+    /// Whether VMMs are offered the name service of a vdev.
+    pub(super) fn set_announce(&mut self, vdev: usize, announce: bool) {
+        if let Some(known) = self.announces.get_mut(vdev) {
+            *known = Some(announce);
+        }
+    }
+
     /// Removes the core: whatever its engine reports from here on is ignored, a core that we
     /// booted is stopped, one that we attached is let go of. Linux stops the latter too.
     pub fn delete(&mut self) {
@@ -807,6 +821,8 @@ impl Machine {
 
     /// The core's figures.
     pub fn status(&self) -> CoreStatus {
+        let Activity { ran, pc } = self.engine.activity();
+        let incarnation = self.state.incarnation();
         CoreStatus {
             name: self.name.clone(),
             state: self.state().to_string(),
@@ -815,10 +831,12 @@ impl Machine {
             firmware: self.firmware.snapshot.name().to_owned(),
             firmware_sha256: self.firmware.snapshot.short_hash().to_owned(),
             incarnation: self.incarnations,
-            uptime_microseconds: self
-                .state
-                .incarnation()
-                .map(|it| micros(it.since.elapsed())),
+            uptime_microseconds: incarnation.map(|it| micros(it.since.elapsed())),
+            ran_microseconds: ran.map(micros),
+            incarnation_ran_microseconds: incarnation
+                .zip(ran)
+                .map(|(it, ran)| micros(ran.saturating_sub(it.ran_before))),
+            pc: incarnation.and(pc).map(|pc| pc.0),
             memory_da: self.engine.ram().base().0,
             memory_bytes: self.engine.ram().len(),
             crashes: self.crashes,
@@ -873,6 +891,8 @@ impl Machine {
             list.push(VdevStatus {
                 device_id: entry.device_id,
                 features: entry.dfeatures,
+                offered_features: self.announces[index]
+                    .map(|announce| offered(entry.dfeatures, announce)),
                 config_bytes: entry.config.len(),
                 socket: self.sockets[index]
                     .as_ref()

@@ -284,6 +284,58 @@ fn it_says_what_it_is_and_takes() {
 }
 
 #[test]
+fn a_core_that_spins_runs_all_the_time_and_one_that_waits_runs_not_at_all() {
+    let step = Duration::from_micros(1);
+    let (mut wait, mut spin) = (0, 0);
+    let mut machine = Machine::running(|asm| {
+        wait = asm.here();
+        asm.op(WFI);
+        spin = asm.here();
+        asm.jump(spin);
+    });
+    machine.clock_moves_at_each_look(step);
+    machine.assert_waits();
+    let began = machine.core.activity();
+    assert_eq!(began.pc, Some(da(wait)), "it waits at its WFI");
+    // It came there, and has not run since.
+    for _ in 0..10 {
+        machine.pass(Duration::from_secs(3600));
+        machine.assert_waits();
+    }
+    assert_eq!(machine.core.activity(), began);
+    assert!(began.ran.unwrap() <= Duration::from_millis(1), "{began:?}");
+
+    machine.start(spin);
+    let mut ran = Duration::ZERO;
+    for _ in 0..10 {
+        let before = machine.now();
+        assert_eq!(machine.run().end, RunEnd::BudgetSpent);
+        // From the first look at the clock to the last one.
+        ran += machine.now() - before - step;
+        // What passes between two turns is not the core's.
+        machine.pass(Duration::from_secs(3600));
+    }
+    let spun = machine.core.activity();
+    assert_eq!(spun.ran.unwrap() - began.ran.unwrap(), ran);
+    assert!(ran > Duration::from_micros(100), "{ran:?}");
+    assert_eq!(spun.pc, Some(da(spin)));
+}
+
+#[test]
+fn a_core_that_died_is_where_it_died() {
+    let mut at = 0;
+    let mut machine = Machine::running(|asm| {
+        asm.op(addi(T0, ZERO, 1));
+        at = asm.here();
+        asm.op(EBREAK);
+    });
+    machine.crash();
+    assert_eq!(machine.core.activity().pc, Some(da(at)));
+    machine.core.stop().unwrap();
+    assert_eq!(machine.core.activity().pc, Some(da(at)));
+}
+
+#[test]
 fn a_suspended_core_does_not_run_and_its_time_stands_still() {
     let mut machine = Machine::running(|asm| {
         asm.poke(watchdog::BASE + watchdog::TIMEOUT_MS, 100);

@@ -111,6 +111,11 @@ impl Machine {
         self.clock.lock().unwrap().step = step;
     }
 
+    /// Where the clock is.
+    pub fn now(&self) -> Instant {
+        self.clock.lock().unwrap().now
+    }
+
     /// The moment `time` after the machine was made.
     pub fn at(&self, time: Duration) -> Instant {
         self.start + time

@@ -41,7 +41,9 @@ use op::{Kind, Op};
 pub use time::Clock;
 use time::Time;
 
-use super::{Crash, CrashKind, Engine, EngineError, Evidence, ImageRules, NotifyId, Run, RunEnd};
+use super::{
+    Activity, Crash, CrashKind, Engine, EngineError, Evidence, ImageRules, NotifyId, Run, RunEnd,
+};
 use crate::coredump;
 use crate::firmware::Image;
 use crate::memory::{DeviceAddress, Ram};
@@ -97,6 +99,8 @@ pub struct Rv32 {
     suspended: bool,
     /// Kicks with ids that do not exist, as far as they have been reported.
     strays_told: u64,
+    /// How long instructions were executed, in all incarnations.
+    ran: Duration,
 }
 
 impl Rv32 {
@@ -132,6 +136,7 @@ impl Rv32 {
             state: State::Stopped,
             suspended: false,
             strays_told: 0,
+            ran: Duration::ZERO,
         })
     }
 
@@ -189,6 +194,9 @@ impl Rv32 {
 
     /// Runs until the core waits, has used up `budget`, or ends.
     ///
+    /// The clock has been looked at just before. Where the core waits it is looked at as the last
+    /// thing, so what lies between the two looks is the time that it ran.
+    ///
     /// The budget pays for instructions retired, traps taken, what the copier does, and (so that
     /// firmware cannot make the engine decode for nothing) ops decoded.
     fn turn(&mut self, budget: u64) -> Result<RunEnd, Over> {
@@ -196,7 +204,6 @@ impl Rv32 {
         let mut look_at = CLOCK_INTERVAL;
         // A direct jump that led to an address nothing is linked to yet.
         let mut unlinked: Option<(u32, u64, u32)> = None;
-        self.time.refresh();
         loop {
             if let Some(period) = self.devices.bitten(&self.time) {
                 return Err(self.bite(period));
@@ -610,8 +617,15 @@ impl Engine for Rv32 {
             }
             State::Running { .. } => {}
         }
+        self.time.refresh();
+        let begun = self.time.now();
         let end = match self.turn(budget) {
-            Ok(end) => end,
+            // The clock was looked at when it began to wait.
+            Ok(end @ RunEnd::Waiting { .. }) => end,
+            Ok(end) => {
+                self.time.refresh();
+                end
+            }
             Err(over) => {
                 self.time.refresh();
                 self.devices.finish(self.time.now());
@@ -627,11 +641,24 @@ impl Engine for Rv32 {
                 }
             }
         };
+        self.ran += self.time.now().saturating_duration_since(begun);
         let strays = self.devices.ignored_kicks();
         Run {
             kicks: self.devices.take_kicks(),
             stray_kicks: strays - std::mem::replace(&mut self.strays_told, strays),
             end,
+        }
+    }
+
+    fn activity(&self) -> Activity {
+        let pc = match self.state {
+            // WFI has been retired: it is behind the program counter, and never compressed.
+            State::Running { waiting: true } => self.hart.pc.wrapping_sub(4),
+            _ => self.hart.pc,
+        };
+        Activity {
+            ran: Some(self.ran),
+            pc: Some(DeviceAddress(u64::from(pc))),
         }
     }
 

@@ -118,7 +118,7 @@ impl Machine {
             plan.boot,
             self.engine.kind(),
         );
-        Ok(Incarnation::new(plan, Origin::Booted))
+        Ok(Incarnation::new(plan, Origin::Booted, &*self.engine))
     }
 
     /// The engine has started or attached: what goes up after it. If that fails, the core is
@@ -209,7 +209,11 @@ impl Machine {
             self.name,
             self.engine.kind()
         );
-        Ok(Incarnation::new(plan, Origin::Attached { pristine }))
+        Ok(Incarnation::new(
+            plan,
+            Origin::Attached { pristine },
+            &*self.engine,
+        ))
     }
 
     /// The incarnation ends: vdevs and subdevices go down, then the engine. Guests know, and no
