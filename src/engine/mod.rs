@@ -95,6 +95,25 @@ pub enum TableRule {
     Optional,
 }
 
+/// What a RISC-V core has, for images that say what they need.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RiscvRules {
+    /// Its base and its extensions by their names in an `-march` string, in lower case, each that
+    /// another one implies as well.
+    pub extensions: &'static [&'static str],
+    /// What to build firmware with, for messages: `-march`.
+    pub march: &'static str,
+    /// And `-mabi`.
+    pub mabi: &'static str,
+}
+
+impl RiscvRules {
+    /// Has the core this extension?
+    pub fn has(&self, extension: &str) -> bool {
+        self.extensions.contains(&extension)
+    }
+}
+
 /// Which ELF images an engine takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ImageRules {
@@ -107,15 +126,29 @@ pub struct ImageRules {
     /// Where the core begins whatever `e_entry` says: a reset vector that is no choice of the
     /// image's, so that `e_entry` is not even looked at.
     pub boot: Option<DeviceAddress>,
+    /// For engines of RISC-V: what the core has. `None` asks no image what it needs.
+    pub riscv: Option<RiscvRules>,
 }
 
 impl ImageRules {
     /// RISC-V of 32 bits, with or without a table.
+    ///
+    /// What is built for the base of 16 registers runs on one of 32. `time`, `cycle` and `instret`
+    /// are there. Whatever is stored becomes visible in the order of the program: nothing says so
+    /// to firmware, though, so Ztso is not promised.
     pub const RV32: Self = Self {
         machine: Some((243, "RISC-V")),
         class: Some(ElfClass::Elf32),
         table: TableRule::Optional,
         boot: None,
+        riscv: Some(RiscvRules {
+            extensions: &[
+                "i", "e", "m", "a", "c", "zicsr", "zifencei", "zicntr", "zmmul", "zaamo", "zalrsc",
+                "zca",
+            ],
+            march: "rv32imac_zicsr_zifencei",
+            mabi: "ilp32",
+        }),
     };
 
     /// Every machine, both classes, with or without a table: for looking at an image.
@@ -124,6 +157,7 @@ impl ImageRules {
         class: None,
         table: TableRule::Optional,
         boot: None,
+        riscv: None,
     };
 }
 
