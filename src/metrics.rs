@@ -431,6 +431,7 @@ mod tests {
             next: None,
             last_crash: None,
             last_dump: None,
+            ended: None,
             unknown_kicks: 5,
             timelines: vec![TimelineStatus {
                 what: "recovery".into(),

@@ -303,6 +303,8 @@ pub struct Machine {
     /// In which incarnation, and what.
     last_crash: Option<(u32, Crash)>,
     last_dump: Option<String>,
+    /// That the last incarnation ended by itself, and what follows.
+    ended: Option<String>,
     /// Kicks of the firmware with ids that no vring has.
     unknown_kicks: u64,
     /// The last of each kind.
@@ -357,6 +359,7 @@ impl Machine {
             crashes: 0,
             last_crash: None,
             last_dump: None,
+            ended: None,
             unknown_kicks: 0,
             timelines: Vec::new(),
             crashes_by_reason: [0; CrashKind::ALL.len()],
@@ -863,6 +866,7 @@ impl Machine {
                 )
             }),
             last_dump: self.last_dump.clone(),
+            ended: self.ended.clone(),
             unknown_kicks: self.unknown_kicks,
             timelines: self.timelines.iter().map(Into::into).collect(),
             vdevs: self.vdevs_status(),

@@ -71,6 +71,9 @@ pub struct CoreStatus {
     /// What became of the coredump of the last crash, if one was wanted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_dump: Option<String>,
+    /// Where the last incarnation ended by itself: that, and what follows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended: Option<String>,
     /// Kicks of the firmware with notify ids that no vring has, since the daemon started.
     pub unknown_kicks: u64,
     /// How long the last boot, stop, recovery, attach and detach took.

@@ -75,6 +75,9 @@ fn notes(core: &CoreStatus) -> Vec<String> {
     if !core.holders.is_empty() {
         notes.push(format!("{name}: held by {}", core.holders.join(", ")));
     }
+    if let Some(ended) = &core.ended {
+        notes.push(format!("{name}: {ended}"));
+    }
     if let Some(crash) = &core.last_crash {
         notes.push(format!("{name}: crash {}: {crash}", core.crashes));
     }
@@ -172,6 +175,9 @@ pub fn info(core: &CoreStatus, screen: &Screen) -> String {
         (number, None) => format!("{number}, which is over"),
     };
     line("incarnation", &incarnation);
+    if let Some(ended) = &core.ended {
+        line("ended", ended);
+    }
     if let Some(activity) = activity(core) {
         line("ran", &activity);
     }

@@ -126,6 +126,7 @@ impl Machine {
     fn begin(&mut self, number: u32, plan: &mut BootPlan) -> Result<(), BootError> {
         // Even if what follows fails: the engine may still report a crash of this number.
         self.incarnations = number;
+        self.ended = None;
         if let Err(cause) = self.subdevices.start(plan) {
             if let Err(cause) = self.engine.stop() {
                 error!("{}: cannot be stopped again: {cause}", self.name);
