@@ -177,7 +177,7 @@ pub const METRICS: [Metric; 24] = [
     Metric {
         name: "rprocd_core_trace_bytes_total",
         kind: Kind::Counter,
-        help: "Bytes of text found in a trace buffer.",
+        help: "Bytes of text found in a trace buffer, or written to the UART.",
         read: Read::Samples(|core| of_traces(core, |it| it.bytes)),
     },
     Metric {
@@ -279,8 +279,11 @@ pub const METRICS: [Metric; 24] = [
 ];
 
 fn of_traces(core: &CoreStatus, read: fn(&TraceCount) -> u64) -> Vec<Sample> {
-    let sample = |(index, trace)| {
-        let labels = vec![("buffer", usize::to_string(&index))];
+    let sample = |(index, trace): (usize, &TraceCount)| {
+        let labels = vec![
+            ("buffer", usize::to_string(&index)),
+            ("name", trace.name.clone()),
+        ];
         (labels, read(trace) as f64)
     };
     core.traces.iter().enumerate().map(sample).collect()
@@ -424,6 +427,7 @@ mod tests {
                 ..DumpCount::default()
             },
             traces: vec![TraceCount {
+                name: "log".into(),
                 bytes: 12,
                 overruns: 1,
             }],

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rprocd::engine::rv32::Rv32;
+use rprocd::engine::rv32::board::uart;
 use rprocd::firmware::Snapshot;
 use rprocd::memory::{DeviceAddress, Ram};
 use rprocd::rproc::{
-    Core, CoreStatus, Coredumps, Event, EventLog, Firmware, Grants, Holder, Policies,
+    Core, CoreStatus, Coredumps, Event, EventLog, Firmware, Grants, Holder, LOG_BYTES, Policies,
 };
 
 use crate::engine::asm::*;
@@ -107,6 +108,128 @@ fn a_firmware_that_spins_is_told_from_one_that_waits() {
     let again = spins.until(|it| it.incarnation_ran_microseconds > Some(0));
     let before = ran(&again) - again.incarnation_ran_microseconds.unwrap();
     assert!(before.abs_diff(ran(&stopped)) <= 1, "{again:?} {stopped:?}");
+}
+
+impl Bench {
+    /// All that is kept of the traces: their names and texts.
+    fn traces(&self) -> Vec<(String, String)> {
+        let traces = self.core.traces(Vec::new(), usize::MAX);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let traces = traces.into_iter();
+        traces.map(|it| (it.name, text(&it.text.bytes))).collect()
+    }
+}
+
+#[test]
+fn a_firmware_that_powers_off_is_said_to_have_ended_by_itself_until_it_is_started_again() {
+    let bench = Bench::new(|asm| {
+        asm.power_off();
+    });
+    let ended = bench.until(|it| it.state == "offline" && it.incarnation == 1);
+    let said = ended.ended.unwrap();
+    assert!(
+        said.starts_with("incarnation 1 ended by itself (power off) after 0."),
+        "{said}"
+    );
+    assert!(
+        said.ends_with("the core stays offline until it is started"),
+        "{said}"
+    );
+    assert_eq!((ended.crashes, ended.holders.len(), ended.pc), (0, 0, None));
+    let events = bench.events("ended");
+    assert_eq!(events.len(), 1);
+    assert_eq!((events[0].incarnation, &events[0].detail), (1, &said));
+    // What it says comes before the state that it leads to.
+    let offline = bench.events("state").pop().unwrap();
+    assert_eq!(offline.detail, "offline");
+    assert!(events[0].seq < offline.seq);
+    bench.core.start(Holder::Operator).unwrap();
+    let again = bench.until(|it| it.state == "offline" && it.incarnation == 2);
+    assert!(again.ended.unwrap().starts_with("incarnation 2 ended"));
+
+    let waits = Bench::new(|asm| {
+        asm.op(WFI);
+    });
+    waits.core.stop().unwrap();
+    assert_eq!(waits.core.status().ended, None, "it was stopped");
+}
+
+/// Writes a text to the UART.
+fn print(asm: &mut Asm, text: &str) {
+    asm.li(T0, uart::BASE);
+    for byte in text.bytes() {
+        asm.op(addi(T1, ZERO, byte.into())).op(sb(T1, T0, 0));
+    }
+}
+
+#[test]
+fn a_uart_is_a_trace_of_its_own_and_a_prompt_without_a_line_feed_is_in_it_at_once() {
+    let bench = Bench::new(|asm| {
+        print(asm, "hello\r\nuart> ");
+        asm.op(WFI);
+        asm.op(jal(ZERO, -4));
+    });
+    let status = bench.until(|it| !it.traces.is_empty() && it.traces[0].bytes == 13);
+    assert_eq!(status.state, "running");
+    assert_eq!(
+        (status.traces.len(), status.traces[0].name.as_str()),
+        (1, "uart")
+    );
+    let uart = |text: &str| vec![("uart".to_owned(), text.to_owned())];
+    assert_eq!(bench.traces(), uart("hello\r\nuart> "));
+    assert!(bench.core.looks_with_text() > 0, "who follows is told");
+    // The numbers go on over incarnations, as those of trace buffers do.
+    bench.core.inject_crash().unwrap();
+    bench.until(|it| it.incarnation == 2 && it.traces[0].bytes == 26);
+    assert_eq!(bench.traces(), uart(&"hello\r\nuart> ".repeat(2)));
+    let later = bench.core.traces(vec![20], 3).remove(0);
+    assert_eq!(
+        (later.text.first, &later.text.bytes[..], later.end),
+        (20, &b"uar"[..], 26)
+    );
+    let crashed = bench.events("state");
+    let crashed = crashed.iter().find(|it| it.detail == "crashed").unwrap();
+    assert_eq!(crashed.trace, [13]);
+    let quiet = Bench::new(|asm| {
+        asm.op(WFI);
+    });
+    assert_eq!(quiet.traces(), [], "nothing was written");
+}
+
+#[test]
+fn a_flood_on_the_uart_takes_no_more_memory_than_a_trace_does() {
+    let bench = Bench::new(|asm| {
+        asm.li(T0, uart::BASE).op(addi(T1, ZERO, i32::from(b'x')));
+        asm.op(sb(T1, T0, 0)).op(jal(ZERO, -4));
+    });
+    bench.until(|it| it.traces.first().is_some_and(|it| it.bytes > 1 << 20));
+    let flood = bench.core.traces(vec![1], usize::MAX).remove(0);
+    assert_eq!(flood.text.bytes.len(), LOG_BYTES);
+    assert_eq!(flood.text.lost, flood.text.first - 1);
+}
+
+#[test]
+fn lines_of_a_uart_name_their_core_in_the_log_and_followers_see_text_without_an_end() {
+    let mut asm = Asm::at(BASE);
+    print(&mut asm, "booted\nlogin: ");
+    asm.op(WFI);
+    asm.op(jal(ZERO, -4));
+    let code = asm.bytes().to_vec();
+    let image = Elf::new(BASE).load(BASE, &code, code.len() as u32).build();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("uart.elf");
+    std::fs::write(&path, image).unwrap();
+    let daemon = Daemon::start_alone("m0", &path);
+    daemon.wait_for_log("m0: uart: booted");
+    assert!(!daemon.log().contains("login"), "the line has not ended");
+    assert_eq!(printed(&daemon, &["trace", "m0"]), "booted\nlogin: \n");
+    has(&printed(&daemon, &["info", "m0"]), "uart: 14 B written");
+    has(
+        &printed(&daemon, &["metrics"]),
+        "rprocd_core_trace_bytes_total{core=\"m0\",buffer=\"0\",name=\"uart\"} 14",
+    );
+    printed(&daemon, &["stop", "m0"]);
+    daemon.wait_for_log("m0: uart: login: ");
 }
 
 #[track_caller]

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::report::printable;
-use crate::rproc::TraceText;
+use crate::rproc::NamedTrace;
 
 /// Bytes of one trace buffer in one answer, before they are made printable.
 pub const MAX_TRACE_BYTES: usize = 16 << 10;
@@ -14,6 +14,8 @@ pub const MAX_TRACE_BYTES: usize = 16 << 10;
 /// `TracePiece` of `io.rprocd.varlink`.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct TracePiece {
+    /// The name of the trace: that of its buffer in the resource table, or `uart`.
+    pub name: String,
     /// What the firmware wrote, printable.
     pub text: String,
     /// The number to ask for next.
@@ -27,9 +29,13 @@ pub struct TracePiece {
 }
 
 impl TracePiece {
-    /// The piece of a trace that goes on to `end`. The beginning of a character stays where it
-    /// is, if more may follow.
-    pub fn new(piece: TraceText, end: u64) -> Self {
+    /// A piece of a trace. The beginning of a character stays where it is, if more may follow.
+    pub fn new(trace: NamedTrace) -> Self {
+        let NamedTrace {
+            name,
+            text: piece,
+            end,
+        } = trace;
         // A piece that fills the answer is cut anywhere; one that does not and still is not the
         // last is in front of an overrun, and nothing completes it.
         let complete = piece.next() < end && piece.bytes.len() < MAX_TRACE_BYTES;
@@ -37,6 +43,7 @@ impl TracePiece {
         // Without a step nothing is told: it will be asked for again.
         let stays = used == 0 && !piece.bytes.is_empty();
         Self {
+            name,
             text,
             next: if stays {
                 piece.first - piece.lost
@@ -53,6 +60,7 @@ impl TracePiece {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rproc::TraceText;
 
     fn piece(bytes: &[u8], end: u64) -> TracePiece {
         let piece = TraceText {
@@ -61,7 +69,11 @@ mod tests {
             lost: 7,
             overruns: 1,
         };
-        TracePiece::new(piece, end)
+        TracePiece::new(NamedTrace {
+            name: "log".to_owned(),
+            text: piece,
+            end,
+        })
     }
 
     #[test]

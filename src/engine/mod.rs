@@ -339,6 +339,10 @@ pub enum Report {
     Wake,
 }
 
+/// Where what a core writes to a console of its own (a UART) goes, piece by piece: bytes as they
+/// were written, and no promise that a piece is a line.
+pub type Console = Box<dyn FnMut(&[u8]) + Send>;
+
 /// How an engine reports from any thread, at any time, without waiting. Linux's
 /// `rproc_report_crash()`, which may be called in any context, and `rproc_vq_interrupt()`.
 #[derive(Clone)]
@@ -425,6 +429,12 @@ pub trait Engine: Send {
     /// report.
     fn set_reporter(&mut self, reporter: Reporter) {
         drop(reporter);
+    }
+
+    /// Where a console of the core's own goes from now on. What [`Engine::run`] has the firmware
+    /// write is there when that returns. The default has no console.
+    fn set_console(&mut self, console: Console) {
+        drop(console);
     }
 
     /// Has the engine anything against an image that passed rprocd's own checks? Linux's

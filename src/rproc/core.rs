@@ -35,7 +35,7 @@ use super::pulse::Pulse;
 use super::resources::{Region, Resource};
 use super::status::CoreStatus;
 use super::subdevice::Subdevice;
-use super::trace::TraceText;
+use super::trace::NamedTrace;
 use crate::coredump::{Mode, StoredDump};
 use crate::engine::{Engine, Report, Reporter};
 use crate::firmware::Snapshot;
@@ -467,8 +467,8 @@ impl Core {
         }
     }
 
-    /// What was written into the core's trace buffers; see [`Machine::traces`].
-    pub fn traces(&self, since: Vec<u64>, max: usize) -> Vec<(TraceText, u64)> {
+    /// What was written into the core's traces; see [`Machine::traces`].
+    pub fn traces(&self, since: Vec<u64>, max: usize) -> Vec<NamedTrace> {
         self.shared.ask(move |machine| machine.traces(&since, max))
     }
 

@@ -57,6 +57,7 @@ mod guests;
 mod steps;
 mod turn;
 
+use std::fmt::Write as _;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -80,7 +81,7 @@ use super::resources::{Region, Resource, resources};
 use super::status::{CoreStatus, CrashCount, VdevStatus, VringStatus};
 use super::subdevice::{Subdevice, Subdevices};
 use super::timeline::{Stopwatch, Timeline, micros};
-use super::trace::{TraceText, Traces};
+use super::trace::{NamedTrace, Traces};
 use crate::coredump::{Mode, StoredDump};
 use crate::engine::{Activity, Crash, CrashKind, Engine, EngineError, Reporter};
 use crate::firmware::Snapshot;
@@ -324,11 +325,13 @@ impl Machine {
     /// A core that is offline; or detached, if the engine says that it runs already.
     pub fn new(
         name: &str,
-        engine: Box<dyn Engine>,
+        mut engine: Box<dyn Engine>,
         firmware: Firmware,
         policies: Policies,
         coredumps: Coredumps,
     ) -> Self {
+        let traces = Traces::new(name);
+        engine.set_console(traces.console());
         let identities = Arc::new(Identities::of(&firmware));
         let vdevs = (0..identities.len())
             .map(|index| Vdev::new(vdev_label(name, index)))
@@ -353,7 +356,7 @@ impl Machine {
             watch: Watch::new(policies.linger),
             policies,
             coredumps,
-            traces: Traces::default(),
+            traces,
             history: CrashHistory::default(),
             incarnations: 0,
             crashes: 0,
@@ -747,9 +750,14 @@ impl Machine {
     /// [`RequestError::Refused`] if there is none that runs.
     pub fn inject_crash(&mut self) -> Result<(), RequestError> {
         self.admit(Verb::ReportCrash)?;
+        let mut detail = "an operator had it crash".to_owned();
+        if let Some(pc) = self.engine.activity().pc {
+            // As in what engines say, so that a report can name the function.
+            let _ = write!(detail, ", pc {pc}");
+        }
         self.crashed(Crash {
             kind: CrashKind::FatalError,
-            detail: "an operator had it crash".to_owned(),
+            detail,
         });
         self.recover_if_due();
         Ok(())
@@ -808,9 +816,9 @@ impl Machine {
         }
     }
 
-    /// What the firmware wrote into each trace buffer since a number (0 where none is given), at
-    /// most `max` bytes, and the number of the next byte. All incarnations are in it.
-    pub fn traces(&mut self, since: &[u64], max: usize) -> Vec<(TraceText, u64)> {
+    /// What the firmware wrote into each trace since a number (0 where none is given), at most `max`
+    /// bytes. All incarnations are in it.
+    pub fn traces(&mut self, since: &[u64], max: usize) -> Vec<NamedTrace> {
         if let Some(Incarnation { plan, .. }) = self.state.alive() {
             self.traces.look_closely(&plan.traces, plan.carveouts.ram());
         }

@@ -57,7 +57,8 @@ pub struct CoreStatus {
     pub coredump_mode: String,
     /// What became of coredumps.
     pub coredumps: DumpCount,
-    /// The trace buffers, in the order of the resource table.
+    /// Its traces: the trace buffers in the order of the resource table; and `uart`, behind those that
+    /// there were when the firmware first wrote to it.
     pub traces: Vec<TraceCount>,
     /// Is a crashed core started again without being asked?
     pub recovery: bool,
@@ -108,9 +109,11 @@ pub struct DumpCount {
     pub microseconds: u64,
 }
 
-/// What was found in a trace buffer, since the daemon started.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+/// What was found in a trace, since the daemon started.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct TraceCount {
+    /// The buffer's name in the resource table, or `uart`.
+    pub name: String,
     /// Bytes of text.
     pub bytes: u64,
     /// How often text was overwritten unseen.

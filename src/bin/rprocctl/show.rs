@@ -210,7 +210,12 @@ pub fn info(core: &CoreStatus, screen: &Screen) -> String {
         line("last dump", dump);
     }
     for (index, trace) in core.traces.iter().enumerate() {
-        let text = format!("{} written, {} overruns", size(trace.bytes), trace.overruns);
+        let text = format!(
+            "{}: {} written, {} overruns",
+            trace.name,
+            size(trace.bytes),
+            trace.overruns
+        );
         line(&format!("trace {index}"), &text);
     }
     for (index, vdev) in core.vdevs.iter().enumerate() {

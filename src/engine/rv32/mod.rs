@@ -33,7 +33,6 @@ use std::time::{Duration, Instant};
 
 use code::CodeCache;
 use devices::{Devices, Effect, WINDOWS, Width};
-pub use devices::{LINE_LIMIT, LINES_PER_SECOND, UartSink};
 use execute::{Exit, execute};
 use fast_ram::FastRam;
 use hart::{Cause, Exception, Hart, MEI, MSI, NoSuchCsr, Outside, cause_name};
@@ -42,7 +41,8 @@ pub use time::Clock;
 use time::Time;
 
 use super::{
-    Activity, Crash, CrashKind, Engine, EngineError, Evidence, ImageRules, NotifyId, Run, RunEnd,
+    Activity, Console, Crash, CrashKind, Engine, EngineError, Evidence, ImageRules, NotifyId, Run,
+    RunEnd,
 };
 use crate::coredump;
 use crate::firmware::Image;
@@ -68,8 +68,6 @@ pub struct Statistics {
     pub retired: u64,
     /// Kicks of the firmware with a notify id that does not exist.
     pub ignored_kicks: u64,
-    /// Lines of console output left out for being too many, since the engine was made.
-    pub suppressed_lines: u64,
 }
 
 enum State {
@@ -104,8 +102,8 @@ pub struct Rv32 {
 }
 
 impl Rv32 {
-    /// A stopped core on `ram`, whose console output goes to the log (level info, target
-    /// `rprocd::uart`).
+    /// A stopped core on `ram`. What it writes to its UART goes nowhere before
+    /// [`Engine::set_console`].
     ///
     /// # Errors
     /// The RAM does not begin where the board has it ([`board::ram::BASE`]).
@@ -129,9 +127,7 @@ impl Rv32 {
             ram,
             hart: Hart::new(board::ram::BASE),
             code: CodeCache::new(),
-            devices: Devices::new(Box::new(
-                |line| log::info!(target: "rprocd::uart", "{line}"),
-            )),
+            devices: Devices::new(),
             time: Time::new(clock),
             state: State::Stopped,
             suspended: false,
@@ -155,11 +151,6 @@ impl Rv32 {
             })
     }
 
-    /// Sends the console output elsewhere.
-    pub fn set_uart_sink(&mut self, sink: UartSink) {
-        self.devices.set_uart_sink(sink);
-    }
-
     /// The registers now. Those of a core that ended stay as they were, until the next start.
     pub fn registers(&self) -> Registers {
         let mut x = [0; 32];
@@ -175,7 +166,6 @@ impl Rv32 {
         Statistics {
             retired: self.hart.retired,
             ignored_kicks: self.devices.ignored_kicks(),
-            suppressed_lines: self.devices.suppressed_lines(),
         }
     }
 
@@ -186,8 +176,6 @@ impl Rv32 {
             return;
         }
         self.state = State::Stopped;
-        self.time.refresh();
-        self.devices.finish(self.time.now());
         self.devices.take_kicks();
         self.code.release();
     }
@@ -365,7 +353,7 @@ impl Rv32 {
             return Ok(());
         }
         self.look_at_time_for(address)?;
-        let effect = self.devices.store(address, width, value, &mut self.time);
+        let effect = self.devices.store(address, width, value, &self.time);
         let pc = self.hart.pc;
         let reason = match effect {
             None => return self.exception(Exception::StoreAccess, address),
@@ -569,6 +557,10 @@ impl Engine for Rv32 {
         }
     }
 
+    fn set_console(&mut self, console: Console) {
+        self.devices.set_console(console);
+    }
+
     fn get_boot_addr(&self, image: &Image) -> Result<DeviceAddress, EngineError> {
         self.entry_point(image.boot).map(|_| image.boot)
     }
@@ -628,7 +620,6 @@ impl Engine for Rv32 {
             }
             Err(over) => {
                 self.time.refresh();
-                self.devices.finish(self.time.now());
                 match over {
                     Over::PoweredOff => {
                         self.state = State::PoweredOff;
@@ -642,6 +633,7 @@ impl Engine for Rv32 {
             }
         };
         self.ran += self.time.now().saturating_duration_since(begun);
+        self.devices.flush();
         let strays = self.devices.ignored_kicks();
         Run {
             kicks: self.devices.take_kicks(),
