@@ -68,7 +68,7 @@ const STATES: [&str; 6] = [
 ];
 
 /// All metrics, in the order in which they are shown.
-pub const METRICS: [Metric; 23] = [
+pub const METRICS: [Metric; 24] = [
     Metric {
         name: "rprocd_core_state",
         kind: Kind::Gauge,
@@ -132,6 +132,15 @@ pub const METRICS: [Metric; 23] = [
         }),
     },
     Metric {
+        name: "rprocd_core_run_seconds_total",
+        kind: Kind::Counter,
+        help: "Time in which the core executed instructions; nothing where its engine cannot tell.",
+        read: Read::Samples(|core| {
+            let ran = core.ran_microseconds.into_iter();
+            ran.map(|it| (Vec::new(), it as f64 / 1e6)).collect()
+        }),
+    },
+    Metric {
         name: "rprocd_core_coredumps_total",
         kind: Kind::Counter,
         help: "Coredumps, by what became of them.",
@@ -170,7 +179,7 @@ pub const METRICS: [Metric; 23] = [
     Metric {
         name: "rprocd_core_trace_bytes_total",
         kind: Kind::Counter,
-        help: "Bytes of text found in a trace buffer.",
+        help: "Bytes of text found in a trace buffer, or written to the UART.",
         read: Read::Samples(|core| of_traces(core, |it| it.bytes)),
     },
     Metric {
@@ -272,8 +281,11 @@ pub const METRICS: [Metric; 23] = [
 ];
 
 fn of_traces(core: &CoreStatus, read: fn(&TraceCount) -> u64) -> Vec<Sample> {
-    let sample = |(index, trace)| {
-        let labels = vec![("buffer", usize::to_string(&index))];
+    let sample = |(index, trace): (usize, &TraceCount)| {
+        let labels = vec![
+            ("buffer", usize::to_string(&index)),
+            ("name", trace.name.clone()),
+        ];
         (labels, read(trace) as f64)
     };
     core.traces.iter().enumerate().map(sample).collect()
@@ -445,6 +457,9 @@ mod tests {
             firmware_sha256: "00ff".into(),
             incarnation: 3,
             uptime_microseconds: Some(2_500_000),
+            ran_microseconds: Some(250_000),
+            incarnation_ran_microseconds: Some(125_000),
+            pc: Some(0x8000_0000),
             memory_da: 0x8000_0000,
             memory_bytes: 4 << 20,
             crashes: 2,
@@ -466,6 +481,7 @@ mod tests {
                 ..DumpCount::default()
             },
             traces: vec![TraceCount {
+                name: "log".into(),
                 bytes: 12,
                 overruns: 1,
             }],
@@ -473,6 +489,7 @@ mod tests {
             next: None,
             last_crash: None,
             last_dump: None,
+            ended: None,
             unknown_kicks: 5,
             timelines: vec![TimelineStatus {
                 what: "recovery".into(),
@@ -482,6 +499,8 @@ mod tests {
             vdevs: vec![VdevStatus {
                 device_id: 7,
                 features: 1,
+                offered_features: Some(1),
+                accepted_features: None,
                 config_bytes: 0,
                 socket: None,
                 vrings: Vec::new(),
@@ -587,6 +606,7 @@ mod tests {
             "rprocd_core_recovery_duration_seconds_bucket{core=\"m4\",le=\"+Inf\"} 3\n",
             "rprocd_core_recovery_duration_seconds_sum{core=\"m4\"} 0.0045\n",
             "rprocd_core_recovery_duration_seconds_count{core=\"m4\"} 3\n",
+            "rprocd_core_run_seconds_total{core=\"m4\"} 0.25\n",
             "rprocd_core_change_duration_seconds{core=\"m4\",change=\"recovery\"} 0.0015\n",
             "rprocd_vdev_messages_total{core=\"m4\",vdev=\"0\",direction=\"to_guest\"} 100\n",
             "rprocd_vdev_messages_total{core=\"m4\",vdev=\"0\",direction=\"to_core\"} 200\n",

@@ -281,3 +281,55 @@ fn a_folder_that_cannot_be_used_is_an_error_at_the_start_and_in_a_check() {
         assert!(!Path::new("/nonexistent").exists());
     }
 }
+
+/// A firmware without a table has no carveout that its stack could be in: where it lies is between
+/// the firmware and its linker script. In chaos it is in front of all segments.
+#[test]
+fn a_firmware_without_a_table_leaves_its_stack_and_all_other_memory_too() {
+    let mut image = fs::read(firmware_dir().join("chaos.elf")).unwrap();
+    let name = b".resource_table\0";
+    let at = image.windows(name.len()).position(|it| it == name).unwrap();
+    image[at + 1] = b'R';
+    let files = tempfile::tempdir().unwrap();
+    let path = files.path().join("bare.elf");
+    fs::write(&path, &image).unwrap();
+    let settings = format!(
+        "[core.coredump]\nmode = \"inline\"\ndirectory = {:?}",
+        files.path()
+    );
+    let daemon = Daemon::start_alone_with("bare", &path, &settings);
+    // It has come to wait in its main loop.
+    let end = Instant::now() + PATIENCE;
+    let waits = |status: &CoreStatus| status.incarnation_ran_microseconds > Some(0);
+    while !waits(&daemon.status()[0]) {
+        assert!(Instant::now() < end, "{:?}", daemon.status());
+    }
+    let output = daemon.rprocctl(&["crash", "bare"]);
+    assert!(output.status.success(), "{output:?}");
+    let dump = files.path().join("core.bare.1.1.elf");
+    let file = fs::read(&dump).unwrap();
+    let elf = Elf::parse(&file).unwrap();
+    let mut loaded: Vec<_> = elf
+        .program_headers
+        .iter()
+        .filter(|header| header.p_type == goblin::elf::program_header::PT_LOAD)
+        .map(|header| (header.p_paddr, header.p_memsz))
+        .collect();
+    loaded.sort_unstable();
+    let mut end = 0x8000_0000;
+    for (start, len) in loaded {
+        assert_eq!(start, end, "all of the memory, without a gap");
+        end += len;
+    }
+    assert_eq!(end, 0x8000_0000 + (4 << 20));
+    // Pages that were never touched take no place.
+    assert!(fs::metadata(&dump).unwrap().blocks() * 512 < 1 << 20);
+    let Some(text) = gdb(&path, &dump, &["bt 20"]) else {
+        return;
+    };
+    println!("{text}");
+    for bad in ["Backtrace stopped", "Cannot access", "corrupt"] {
+        assert!(!text.contains(bad), "{bad}:\n{text}");
+    }
+    assert_frame(&text, "main", "chaos.rs");
+}

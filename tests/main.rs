@@ -2,6 +2,7 @@
 //!
 //! | module | what is held against what |
 //! |---|---|
+//! | `activity` | what a status, an event or a trace says of firmware that spins, waits, ends or prints |
 //! | `control` | the control socket in front of cores with a journal |
 //! | `coredump` | dumps of firmware that died against gdb and readelf |
 //! | `crash` | the real daemon against firmware that dies |
@@ -29,6 +30,7 @@
     reason = "a test that unwraps an error fails, as it should"
 )]
 
+mod activity;
 mod control;
 mod coredump;
 mod crash;

@@ -249,15 +249,21 @@ fn status_shows_each_core_in_columns() {
         .lines()
         .map(|line| line.split_whitespace().collect())
         .collect();
-    assert_eq!(lines[0][..4], ["CORE", "STATE", "BOOT", "FIRMWARE"]);
     assert_eq!(
-        lines[1][..6],
-        ["echo", "running", "1", "echo.elf", "0", "none"]
+        lines[0][..6],
+        ["CORE", "STATE", "BOOT", "RUN", "PC", "FIRMWARE"]
     );
-    assert_eq!(
-        lines[2][..6],
-        ["tty", "running", "1", "tty.elf", "0", "none"]
-    );
+    for (line, name, file) in [
+        (&lines[1], "echo", "echo.elf"),
+        (&lines[2], "tty", "tty.elf"),
+    ] {
+        assert_eq!(line[..3], [name, "running", "1"]);
+        assert!(
+            line[3].ends_with('%') && line[4].starts_with("0x8"),
+            "{text}"
+        );
+        assert_eq!(line[5..8], [file, "0", "none"]);
+    }
 }
 
 #[test]

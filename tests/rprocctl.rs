@@ -65,7 +65,7 @@ fn each_verb_that_looks_has_text_for_people_and_json_for_programs() {
             &["held by        operator", "4 MiB from 0x80000000", &socket],
         ),
         (&["queues", "echo"], &["to guest", "0x80040000", "256"]),
-        (&["endpoints", "echo"], &["has announced nothing"]),
+        (&["endpoints", "echo"], &["and there is none"]),
         (
             &["mem", "echo"],
             &["carveout \"vdev0buffer\"", "trace buffer", "(free)"],
@@ -374,9 +374,9 @@ fn top_shows_what_happens_each_second() {
     };
     // Messages in and out, and the time of a relay.
     let echo = columns("echo ");
-    assert_ne!((echo[5].as_str(), echo[6].as_str()), ("0", "0"), "{text}");
-    assert!(echo[9].ends_with('s'), "{text}");
-    assert_eq!(columns("dsp ")[5], "0", "{text}");
+    assert_ne!((echo[7].as_str(), echo[8].as_str()), ("0", "0"), "{text}");
+    assert!(echo[11].ends_with('s'), "{text}");
+    assert_eq!(columns("dsp ")[7], "0", "{text}");
     // Without a terminal it says what it needs.
     let output = daemon.rprocctl(&["top"]);
     assert_eq!(output.status.code(), Some(2));

@@ -9,7 +9,10 @@ use rprocd::engine::ImageRules;
 use rprocd::firmware::Image;
 
 fuzz_target!(|bytes: &[u8]| {
-    if let Ok(image) = Image::parse(bytes, &ImageRules::ANY) {
-        invariants::image(&image, bytes);
+    // The second one also reads what the image says that it needs.
+    for rules in [ImageRules::ANY, ImageRules::RV32] {
+        if let Ok(image) = Image::parse(bytes, &rules) {
+            invariants::image(&image, bytes);
+        }
     }
 });

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::report::printable;
-use crate::rproc::TraceText;
+use crate::rproc::NamedTrace;
 
 /// Bytes of one trace buffer in one answer, before they are made printable.
 pub const MAX_TRACE_BYTES: usize = 16 << 10;
@@ -14,6 +14,9 @@ pub const MAX_TRACE_BYTES: usize = 16 << 10;
 /// `TracePiece` of `io.rprocd.varlink`.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct TracePiece {
+    /// The name of the trace: that of its buffer in the resource table, or `uart`.
+    #[serde(default)]
+    pub name: String,
     /// What the firmware wrote, printable.
     pub text: String,
     /// The number to ask for next.
@@ -24,9 +27,6 @@ pub struct TracePiece {
     pub lost: u64,
     /// How often the firmware overwrote text unseen, in front of this text.
     pub overruns: u64,
-    /// The buffer's name in the resource table.
-    #[serde(default)]
-    pub name: String,
     /// The incarnation that wrote the text; 0 if that is not known.
     #[serde(default)]
     pub incarnation: u32,
@@ -36,9 +36,13 @@ pub struct TracePiece {
 }
 
 impl TracePiece {
-    /// The piece of a trace that goes on to `end`. The beginning of a character stays where it
-    /// is, if more may follow.
-    pub fn new(piece: TraceText, end: u64) -> Self {
+    /// A piece of a trace. The beginning of a character stays where it is, if more may follow.
+    pub fn new(trace: NamedTrace) -> Self {
+        let NamedTrace {
+            name,
+            text: piece,
+            end,
+        } = trace;
         // A piece that fills the answer is cut anywhere; one that does not and still is not the
         // last is in front of an overrun or of another incarnation, and nothing completes it.
         let complete = piece.next() < end && piece.bytes.len() < MAX_TRACE_BYTES;
@@ -46,6 +50,7 @@ impl TracePiece {
         // Without a step nothing is told: it will be asked for again.
         let stays = used == 0 && !piece.bytes.is_empty();
         Self {
+            name,
             text,
             next: if stays {
                 piece.first - piece.lost
@@ -55,7 +60,6 @@ impl TracePiece {
             end,
             lost: if stays { 0 } else { piece.lost },
             overruns: if stays { 0 } else { piece.overruns },
-            name: piece.name,
             incarnation: piece.incarnation,
             booted: piece.booted,
         }
@@ -65,6 +69,7 @@ impl TracePiece {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rproc::TraceText;
 
     fn piece(bytes: &[u8], end: u64) -> TracePiece {
         let piece = TraceText {
@@ -74,7 +79,11 @@ mod tests {
             overruns: 1,
             ..TraceText::default()
         };
-        TracePiece::new(piece, end)
+        TracePiece::new(NamedTrace {
+            name: "log".to_owned(),
+            text: piece,
+            end,
+        })
     }
 
     #[test]

@@ -417,10 +417,7 @@ impl Service {
     /// What follows in the trace buffers of a core.
     fn trace(&self, place: usize, since: Vec<u64>) -> Vec<TracePiece> {
         let pieces = self.cores[place].traces(since, MAX_TRACE_BYTES);
-        let pieces = pieces.into_iter();
-        pieces
-            .map(|(piece, end)| TracePiece::new(piece, end))
-            .collect()
+        pieces.into_iter().map(TracePiece::new).collect()
     }
 
     /// May there be something for one who follows a trace? That waits for nobody.

@@ -95,6 +95,25 @@ pub enum TableRule {
     Optional,
 }
 
+/// What a RISC-V core has, for images that say what they need.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RiscvRules {
+    /// Its base and its extensions by their names in an `-march` string, in lower case, each that
+    /// another one implies as well.
+    pub extensions: &'static [&'static str],
+    /// What to build firmware with, for messages: `-march`.
+    pub march: &'static str,
+    /// And `-mabi`.
+    pub mabi: &'static str,
+}
+
+impl RiscvRules {
+    /// Has the core this extension?
+    pub fn has(&self, extension: &str) -> bool {
+        self.extensions.contains(&extension)
+    }
+}
+
 /// Which ELF images an engine takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ImageRules {
@@ -107,15 +126,29 @@ pub struct ImageRules {
     /// Where the core begins whatever `e_entry` says: a reset vector that is no choice of the
     /// image's, so that `e_entry` is not even looked at.
     pub boot: Option<DeviceAddress>,
+    /// For engines of RISC-V: what the core has. `None` asks no image what it needs.
+    pub riscv: Option<RiscvRules>,
 }
 
 impl ImageRules {
     /// RISC-V of 32 bits, with or without a table.
+    ///
+    /// What is built for the base of 16 registers runs on one of 32. `time`, `cycle` and `instret`
+    /// are there. Whatever is stored becomes visible in the order of the program: nothing says so
+    /// to firmware, though, so Ztso is not promised.
     pub const RV32: Self = Self {
         machine: Some((243, "RISC-V")),
         class: Some(ElfClass::Elf32),
         table: TableRule::Optional,
         boot: None,
+        riscv: Some(RiscvRules {
+            extensions: &[
+                "i", "e", "m", "a", "c", "zicsr", "zifencei", "zicntr", "zmmul", "zaamo", "zalrsc",
+                "zca",
+            ],
+            march: "rv32imac_zicsr_zifencei",
+            mabi: "ilp32",
+        }),
     };
 
     /// Every machine, both classes, with or without a table: for looking at an image.
@@ -124,6 +157,7 @@ impl ImageRules {
         class: None,
         table: TableRule::Optional,
         boot: None,
+        riscv: None,
     };
 }
 
@@ -219,6 +253,17 @@ impl Run {
     }
 }
 
+/// What a core has done so far, as far as its engine knows.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Activity {
+    /// How long it has executed instructions, in all its incarnations together: waiting for an
+    /// interrupt is not executing.
+    pub ran: Option<Duration>,
+    /// The program counter: of the next instruction, or of the one with which the core waits or
+    /// died.
+    pub pc: Option<DeviceAddress>,
+}
+
 /// Why an engine refused.
 #[derive(Debug, Error)]
 #[error("{0}")]
@@ -293,6 +338,10 @@ pub enum Report {
     /// There is something for [`Engine::run`] to tell.
     Wake,
 }
+
+/// Where what a core writes to a console of its own (a UART) goes, piece by piece: bytes as they
+/// were written, and no promise that a piece is a line.
+pub type Console = Box<dyn FnMut(&[u8]) + Send>;
 
 /// How an engine reports from any thread, at any time, without waiting. Linux's
 /// `rproc_report_crash()`, which may be called in any context, and `rproc_vq_interrupt()`.
@@ -380,6 +429,12 @@ pub trait Engine: Send {
     /// report.
     fn set_reporter(&mut self, reporter: Reporter) {
         drop(reporter);
+    }
+
+    /// Where a console of the core's own goes from now on. What [`Engine::run`] has the firmware
+    /// write is there when that returns. The default has no console.
+    fn set_console(&mut self, console: Console) {
+        drop(console);
     }
 
     /// Has the engine anything against an image that passed rprocd's own checks? Linux's
@@ -534,6 +589,13 @@ pub trait Engine: Send {
     /// Lets the firmware run until it waits, dies, or has used up `budget` instructions (or what
     /// the engine counts instead).
     fn run(&mut self, budget: u64) -> Run;
+
+    /// What the core has done so far. Asked at any time, and not by each turn.
+    ///
+    /// The default knows nothing.
+    fn activity(&self) -> Activity {
+        Activity::default()
+    }
 
     /// The process is about to end because of a defect: brings the core into a state that the
     /// host survives. Returns how long that takes. Linux's `panic`.

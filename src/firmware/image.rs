@@ -24,6 +24,7 @@ use goblin::elf::section_header::{
 use thiserror::Error;
 
 use super::resource_table::{ResourceTable, TableError};
+use super::riscv::{self, EM_RISCV, Lack, RISCV_ATTRIBUTES};
 use crate::engine::{ElfClass, ImageRules, TableRule};
 use crate::memory::DeviceAddress;
 
@@ -130,6 +131,38 @@ pub enum ImageError {
         needs: u16,
         /// What that is called.
         name: &'static str,
+    },
+    /// Its flags want what the core has not.
+    #[error(
+        "image: e_flags is {flags:#x}, so it needs {needs}; this core is {march} and has not; \
+         build it with -march={march} -mabi={mabi}"
+    )]
+    RiscvFlags {
+        /// The flags.
+        flags: u32,
+        /// What they want, in words.
+        needs: &'static str,
+        /// What the core is.
+        march: &'static str,
+        /// What its firmware is built with.
+        mabi: &'static str,
+    },
+    /// It was built for extensions that the core has not.
+    #[error(
+        "image, {place}: Tag_RISCV_arch is \"{arch}\"; this core is {march} and lacks {missing}; \
+         build it with -march={march} -mabi={mabi}"
+    )]
+    RiscvExtensions {
+        /// Which section or segment says so.
+        place: String,
+        /// What it was built for.
+        arch: String,
+        /// What of that the core has not.
+        missing: String,
+        /// What the core is.
+        march: &'static str,
+        /// What its firmware is built with.
+        mabi: &'static str,
     },
     /// A header has a size other than the class gives it.
     #[error("image: {field} is {size}, must be {needs}")]
@@ -426,7 +459,7 @@ impl Image {
         })?;
         check_header(&header, layout, rules)?;
 
-        let segments = segments(bytes, &header, layout)?;
+        let (segments, of_program) = segments(bytes, &header, layout)?;
         let entry = DeviceAddress(header.e_entry);
         let inside =
             |segment: &Segment| segment.holds(entry, 1) || segment.holds_virtual(entry.0, 1);
@@ -439,14 +472,49 @@ impl Image {
             table: None,
             notices: Vec::new(),
         };
-        match table(bytes, &header, layout)? {
+        let Sections { table, attributes } = sections(bytes, &header, layout)?;
+        match table {
             Found::Table(table) => image.table = Some(table),
             Found::Empty { .. } | Found::Nothing if rules.table == TableRule::Optional => {}
             Found::Empty { section } => return Err(ImageError::TableEmpty { section }),
             Found::Nothing => return Err(ImageError::NoTable),
         }
+        // A program that was stripped of its sections has its attributes as a segment.
+        if let Some(attributes) = attributes.or(of_program) {
+            image.check_attributes(bytes, &header, &attributes, rules)?;
+        }
         image.notice(&header, rules);
         Ok(image)
+    }
+
+    /// Has the core what the image says that it was built for?
+    fn check_attributes(
+        &mut self,
+        bytes: &[u8],
+        header: &Header,
+        Attributes { place, file }: &Attributes,
+        rules: &ImageRules,
+    ) -> Result<(), ImageError> {
+        let Some(riscv) = rules.riscv.filter(|_| header.e_machine == EM_RISCV) else {
+            return Ok(());
+        };
+        let section = bytes.get(file.clone()).unwrap_or_default();
+        match riscv::of_attributes(section, &riscv) {
+            Ok(Some(Lack::Extensions { arch, missing })) => Err(ImageError::RiscvExtensions {
+                place: place.clone(),
+                arch,
+                missing: missing.join(", "),
+                march: riscv.march,
+                mabi: riscv.mabi,
+            }),
+            Ok(_) => Ok(()),
+            Err(why) => {
+                self.notices.push(format!(
+                    "{place} says nothing of the extensions that the image needs: {why}"
+                ));
+                Ok(())
+            }
+        }
     }
 
     fn notice(&mut self, header: &Header, rules: &ImageRules) {
@@ -583,7 +651,19 @@ fn check_header(header: &Header, layout: &Layout, rules: &ImageRules) -> Result<
             name,
         });
     }
-    header_size("e_ehsize", header.e_ehsize, layout.header)
+    header_size("e_ehsize", header.e_ehsize, layout.header)?;
+    if let Some(riscv) = rules.riscv
+        && header.e_machine == EM_RISCV
+        && let Some(Lack::Flag(needs)) = riscv::of_flags(header.e_flags, &riscv)
+    {
+        return Err(ImageError::RiscvFlags {
+            flags: header.e_flags,
+            needs,
+            march: riscv.march,
+            mabi: riscv.mabi,
+        });
+    }
+    Ok(())
 }
 
 fn header_size(field: &'static str, size: u16, needs: u16) -> Result<(), ImageError> {
@@ -626,7 +706,20 @@ fn context(layout: &Layout) -> Ctx {
     Ctx::new(layout.container, Endian::Little)
 }
 
-fn segments(bytes: &[u8], header: &Header, layout: &Layout) -> Result<Vec<Segment>, ImageError> {
+/// Where the image says what it was built for.
+struct Attributes {
+    /// Which section or segment, in words.
+    place: String,
+    /// Its bytes in the file, inside the bytes that are parsed.
+    file: Range<usize>,
+}
+
+/// The segments to be loaded, and the one with the attributes.
+fn segments(
+    bytes: &[u8],
+    header: &Header,
+    layout: &Layout,
+) -> Result<(Vec<Segment>, Option<Attributes>), ImageError> {
     if header.e_phnum == 0 {
         return Err(ImageError::NoProgramHeaders);
     }
@@ -653,9 +746,17 @@ fn segments(bytes: &[u8], header: &Header, layout: &Layout) -> Result<Vec<Segmen
         })?;
 
     let mut segments = Vec::new();
+    let mut attributes = None;
     for (index, header) in headers.iter().enumerate() {
         if header.p_type == PT_LOAD {
             segments.extend(segment(bytes, index, header)?);
+        } else if header.p_type == RISCV_ATTRIBUTES
+            && let Some(file) = span(bytes, header.p_offset, header.p_filesz)
+        {
+            attributes = Some(Attributes {
+                place: format!("segment {index} (PT_RISCV_ATTRIBUTES)"),
+                file,
+            });
         }
     }
     if segments.is_empty() {
@@ -676,7 +777,7 @@ fn segments(bytes: &[u8], header: &Header, layout: &Layout) -> Result<Vec<Segmen
             });
         }
     }
-    Ok(segments)
+    Ok((segments, attributes))
 }
 
 /// Checks one `PT_LOAD`. `None`: it has no bytes in memory.
@@ -744,11 +845,20 @@ enum Found {
     Table(TableSection),
 }
 
-/// Checks the sections, and finds and checks the resource table.
-fn table(bytes: &[u8], header: &Header, layout: &Layout) -> Result<Found, ImageError> {
+/// What the sections hold.
+struct Sections {
+    table: Found,
+    attributes: Option<Attributes>,
+}
+
+/// Checks the sections, finds and checks the resource table, and finds the attributes.
+fn sections(bytes: &[u8], header: &Header, layout: &Layout) -> Result<Sections, ImageError> {
     let count = header.e_shnum;
     if count == 0 && header.e_shoff == 0 {
-        return Ok(Found::Nothing);
+        return Ok(Sections {
+            table: Found::Nothing,
+            attributes: None,
+        });
     }
     if count == 0 {
         return Err(ImageError::SectionsUncounted {
@@ -782,9 +892,29 @@ fn table(bytes: &[u8], header: &Header, layout: &Layout) -> Result<Found, ImageE
         })?;
 
     let mut contents = Vec::with_capacity(sections.len());
+    let mut attributes = None;
     for (index, section) in sections.iter().enumerate() {
-        contents.push(content(bytes, index, section)?);
+        let file = content(bytes, index, section)?;
+        if section.sh_type == RISCV_ATTRIBUTES {
+            attributes = Some(Attributes {
+                place: format!("section {index} (.riscv.attributes)"),
+                file: file.clone(),
+            });
+        }
+        contents.push(file);
     }
+    let table = table(bytes, header, &sections, &contents)?;
+    Ok(Sections { table, attributes })
+}
+
+/// Finds and checks the resource table among the sections, whose bytes in the file are `contents`.
+fn table(
+    bytes: &[u8],
+    header: &Header,
+    sections: &[SectionHeader],
+    contents: &[Range<usize>],
+) -> Result<Found, ImageError> {
+    let count = header.e_shnum;
     let index = usize::from(header.e_shstrndx);
     if u32::from(header.e_shstrndx) == SHN_UNDEF {
         // Sections without names: none of them can be the table.
@@ -811,7 +941,7 @@ fn table(bytes: &[u8], header: &Header, layout: &Layout) -> Result<Found, ImageE
     }
 
     let mut found: Option<(usize, &SectionHeader, &Range<usize>)> = None;
-    for (index, (section, range)) in sections.iter().zip(&contents).enumerate() {
+    for (index, (section, range)) in sections.iter().zip(contents).enumerate() {
         if section.sh_type == SHT_NULL {
             continue;
         }

@@ -16,6 +16,7 @@
 
 mod image;
 mod resource_table;
+mod riscv;
 mod snapshot;
 
 pub use image::{Image, ImageError, Segment, TableSection};

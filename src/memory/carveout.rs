@@ -196,6 +196,26 @@ impl CarveoutMap {
         self.list.iter().find(|carveout| carveout.name == name)
     }
 
+    /// The spans of the RAM between the carveouts: first address and length, rising.
+    pub fn holes(&self) -> Vec<(DeviceAddress, u64)> {
+        let mut taken: Vec<(u64, u64)> = self
+            .list
+            .iter()
+            .map(|carveout| (carveout.da.0, carveout.end().0))
+            .collect();
+        taken.sort_unstable();
+        taken.push((self.ram.end().0, self.ram.end().0));
+        let mut holes = Vec::new();
+        let mut from = self.ram.base().0;
+        for (start, end) in taken {
+            if start > from {
+                holes.push((DeviceAddress(from), start - from));
+            }
+            from = end;
+        }
+        holes
+    }
+
     fn within_limits(&self, name: &str, len: u64) -> Result<(), CarveoutError> {
         let CarveoutLimits { bytes, count } = self.limits;
         if self.list.len() >= count {
@@ -351,6 +371,21 @@ mod tests {
             map.add_anywhere("d", 0x2000, 0x1000).unwrap().da.0,
             BASE + 0x1000
         );
+    }
+
+    #[test]
+    fn holes_and_carveouts_are_all_of_the_ram() {
+        let mut map = map();
+        assert_eq!(map.holes(), [(DeviceAddress(BASE), 0x10_0000)]);
+        for (da, len) in [(0x3000, 0x1000), (0, 0x10), (0x4000, 8), (0xf_f000, 0x1000)] {
+            map.add_fixed("a", DeviceAddress(BASE + da), len).unwrap();
+        }
+        let holes: Vec<_> = map
+            .holes()
+            .iter()
+            .map(|(da, len)| (da.0 - BASE, *len))
+            .collect();
+        assert_eq!(holes, [(0x10, 0x2ff0), (0x4008, 0xf_aff8)]);
     }
 
     #[test]

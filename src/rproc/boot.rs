@@ -143,7 +143,8 @@ pub enum BootError {
     },
     /// A core that runs already is not what guests were told it is.
     #[error(
-        "vdev {vdev} of the core that runs is {found}, the configured firmware's is {expected};          guests are told what that firmware says"
+        "vdev {vdev} of the core that runs is {found}, the configured firmware's is {expected}; \
+         guests are told what that firmware says"
     )]
     Identity {
         /// Which vdev, counted from 0.
@@ -309,6 +310,9 @@ pub struct BootPlan {
     pub boot: DeviceAddress,
     /// What is odd and no reason to refuse, a sentence each.
     pub notices: Vec<String>,
+    /// Does the firmware count on all of the core's memory? One whose table has no place for its
+    /// segments does: its stack, say, is wherever its linker script puts it.
+    pub whole_ram: bool,
     /// What is loaded where, in the order of the image.
     loads: Vec<Load>,
 }
@@ -513,6 +517,7 @@ pub(super) struct Draft<'a> {
     /// The carveouts so far.
     pub(super) map: CarveoutMap,
     notices: Vec<String>,
+    whole_ram: bool,
 }
 
 impl<'a> Draft<'a> {
@@ -522,6 +527,7 @@ impl<'a> Draft<'a> {
             grants,
             map: CarveoutMap::new(ram, grants.carveouts),
             notices: image.notices.clone(),
+            whole_ram: false,
         }
     }
 
@@ -620,6 +626,7 @@ impl<'a> Draft<'a> {
             traces,
             boot: DeviceAddress(0),
             notices: std::mem::take(&mut self.notices),
+            whole_ram: self.whole_ram,
             loads,
         })
     }
@@ -636,6 +643,7 @@ impl<'a> Draft<'a> {
             .flat_map(|section| section.table.carveouts())
             .any(|carveout| carveout.da.is_some() && !is_reserved(&carveout.name));
         if !meant {
+            self.whole_ram = true;
             self.carve_out_segments(engine)?;
         }
         let mut loads = Vec::new();

@@ -35,11 +35,11 @@ use super::pulse::Pulse;
 use super::resources::{Region, Resource};
 use super::status::CoreStatus;
 use super::subdevice::Subdevice;
-use super::trace::TraceText;
+use super::trace::NamedTrace;
 use crate::coredump::{Mode, StoredDump};
 use crate::engine::{Engine, Report, Reporter};
 use crate::firmware::Snapshot;
-use crate::vdev::{GuestFace, GuestQueue, GuestState, RingFault, VIRTIO_RPMSG_F_NS};
+use crate::vdev::{self, GuestFace, GuestQueue, GuestState, RingFault};
 
 /// An event: a guest's kick, a timer. What happened shows in the rings.
 const WORK_EVENT: u32 = 1 << 0;
@@ -467,8 +467,8 @@ impl Core {
         }
     }
 
-    /// What was written into the core's trace buffers; see [`Machine::traces`].
-    pub fn traces(&self, since: Vec<u64>, max: usize) -> Vec<(TraceText, u64)> {
+    /// What was written into the core's traces; see [`Machine::traces`].
+    pub fn traces(&self, since: Vec<u64>, max: usize) -> Vec<NamedTrace> {
         self.shared.ask(move |machine| machine.traces(&since, max))
     }
 
@@ -476,6 +476,8 @@ impl Core {
     /// `announce` the guest is not offered the name service.
     pub fn face(&self, index: usize, announce: bool) -> Option<Arc<dyn GuestFace>> {
         (index < self.identities.len()).then(|| {
+            self.shared
+                .ask(move |machine| machine.set_announce(index, announce));
             let face = Face {
                 shared: self.shared.clone(),
                 identities: self.identities.clone(),
@@ -516,10 +518,7 @@ impl GuestFace for Face {
     }
 
     fn device_features(&self) -> u64 {
-        // Buffer sizes of the firmware's own (VIRTIO_RPMSG_F_BUFSZ) are not relayed, so of the
-        // bits that rpmsg has, only the name service is passed on.
-        let offered = if self.announce { VIRTIO_RPMSG_F_NS } else { 0 };
-        u64::from(self.identities.tell(self.vdev)) & offered
+        vdev::offered(self.identities.tell(self.vdev), self.announce)
     }
 
     fn attach(&self, index: usize, queue: GuestQueue) -> Result<GuestState, RingFault> {

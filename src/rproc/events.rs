@@ -30,6 +30,8 @@ const MAX_DETAIL_BYTES: usize = 512;
 pub enum What {
     /// The core's state is now the detail.
     State,
+    /// The firmware ended its run by itself; what follows is in the detail.
+    Ended,
     /// The firmware died, of the detail.
     Crash,
     /// A core that crashed runs again.
@@ -56,6 +58,7 @@ impl fmt::Display for What {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::State => "state",
+            Self::Ended => "ended",
             Self::Crash => "crash",
             Self::Recovery => "recovery",
             Self::Dump => "dump",

@@ -214,7 +214,12 @@ impl Coredumps {
     }
 }
 
-/// The carveouts, the one with the stack first: a dump that is cut short ends early.
+/// What a hole between carveouts is called in a dump.
+const HOLE: &str = "ram";
+
+/// The carveouts, and the rest of the memory where the firmware counts on all of it or has its
+/// stack there. What has the stack comes first: a dump that is cut short ends early. Pages that were
+/// never touched take no place in the file.
 fn segments<'a>(
     plan: &BootPlan,
     memory: &'a Ram,
@@ -224,14 +229,25 @@ fn segments<'a>(
         // A full stack points to its end.
         stack.is_some_and(|stack| stack.offset_from(da).is_some_and(|offset| offset <= len))
     };
-    let mut carveouts: Vec<_> = plan.carveouts.iter().collect();
-    carveouts.sort_by_key(|carveout| !has_stack(carveout.da, carveout.len));
-    carveouts
+    let carveouts = plan.carveouts.iter();
+    let mut spans: Vec<_> = carveouts
+        .map(|carveout| (carveout.name.as_str(), carveout.da, carveout.len))
+        .collect();
+    let in_carveout = spans.iter().any(|(_, da, len)| has_stack(*da, *len));
+    let holes = plan.carveouts.holes();
+    spans.extend(
+        holes
+            .into_iter()
+            .filter(|(da, len)| plan.whole_ram || (!in_carveout && has_stack(*da, *len)))
+            .map(|(da, len)| (HOLE, da, len)),
+    );
+    spans.sort_by_key(|(_, da, len)| !has_stack(*da, *len));
+    spans
         .into_iter()
-        .map(|carveout| Segment {
-            name: carveout.name.clone(),
-            da: carveout.da,
-            len: carveout.len,
+        .map(|(name, da, len)| Segment {
+            name: name.to_owned(),
+            da,
+            len,
             source: Source::Memory(memory),
         })
         .collect()

@@ -57,6 +57,7 @@ mod guests;
 mod steps;
 mod turn;
 
+use std::fmt::Write as _;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -80,12 +81,12 @@ use super::resources::{Region, Resource, resources};
 use super::status::{CoreStatus, CrashCount, VdevStatus, VringStatus};
 use super::subdevice::{Subdevice, Subdevices};
 use super::timeline::{Stopwatch, Timeline, micros};
-use super::trace::{TraceText, Traces};
+use super::trace::{NamedTrace, Traces};
 use crate::coredump::{Mode, StoredDump};
-use crate::engine::{Crash, CrashKind, Engine, EngineError, Reporter};
+use crate::engine::{Activity, Crash, CrashKind, Engine, EngineError, Reporter};
 use crate::firmware::Snapshot;
 use crate::report::sentence;
-use crate::vdev::{News, Vdev};
+use crate::vdev::{News, Vdev, offered};
 pub use turn::{Driver, Later, Linger};
 use turn::{Owners, Watch};
 
@@ -187,16 +188,19 @@ struct Incarnation {
     /// Whose its notify ids are.
     owners: Owners,
     since: Instant,
+    /// How long the core had run before.
+    ran_before: Duration,
     origin: Origin,
 }
 
 impl Incarnation {
     /// One that begins now.
-    fn new(plan: BootPlan, origin: Origin) -> Self {
+    fn new(plan: BootPlan, origin: Origin, engine: &dyn Engine) -> Self {
         Self {
             owners: Owners::new(plan.vdevs.iter().map(VdevPlan::ids)),
             plan,
             since: Instant::now(),
+            ran_before: engine.activity().ran.unwrap_or_default(),
             origin,
         }
     }
@@ -300,6 +304,8 @@ pub struct Machine {
     /// In which incarnation, and what.
     last_crash: Option<(u32, Crash)>,
     last_dump: Option<String>,
+    /// That the last incarnation ended by itself, and what follows.
+    ended: Option<String>,
     /// Kicks of the firmware with ids that no vring has.
     unknown_kicks: u64,
     /// The last of each kind.
@@ -309,6 +315,8 @@ pub struct Machine {
     recovery_time: Histogram,
     /// Where the vdevs are listened for.
     sockets: Vec<Option<PathBuf>>,
+    /// Whether VMMs are offered the name service, once there is a face for them.
+    announces: Vec<Option<bool>>,
     teller: Teller,
     pulse: Arc<Pulse>,
 }
@@ -317,16 +325,19 @@ impl Machine {
     /// A core that is offline; or detached, if the engine says that it runs already.
     pub fn new(
         name: &str,
-        engine: Box<dyn Engine>,
+        mut engine: Box<dyn Engine>,
         firmware: Firmware,
         policies: Policies,
         coredumps: Coredumps,
     ) -> Self {
+        let traces = Traces::new(name);
+        engine.set_console(traces.console());
         let identities = Arc::new(Identities::of(&firmware));
         let vdevs = (0..identities.len())
             .map(|index| Vdev::new(vdev_label(name, index)))
             .collect();
         let sockets = vec![None; identities.len()];
+        let announces = vec![None; identities.len()];
         let state = if engine.runs_already() {
             State::Detached
         } else {
@@ -345,17 +356,19 @@ impl Machine {
             watch: Watch::new(policies.linger),
             policies,
             coredumps,
-            traces: Traces::default(),
+            traces,
             history: CrashHistory::default(),
             incarnations: 0,
             crashes: 0,
             last_crash: None,
             last_dump: None,
+            ended: None,
             unknown_kicks: 0,
             timelines: Vec::new(),
             crashes_by_reason: [0; CrashKind::ALL.len()],
             recovery_time: Histogram::new(&RECOVERY_BOUNDS),
             sockets,
+            announces,
             teller: Teller::default(),
             pulse: Arc::default(),
         }
@@ -748,9 +761,14 @@ impl Machine {
             }
             cause => cause,
         })?;
+        let mut detail = "an operator had it crash".to_owned();
+        if let Some(pc) = self.engine.activity().pc {
+            // As in what engines say, so that a report can name the function.
+            let _ = write!(detail, ", pc {pc}");
+        }
         self.crashed(Crash {
             kind: CrashKind::FatalError,
-            detail: "an operator had it crash".to_owned(),
+            detail,
         });
         self.recover_if_due();
         Ok(())
@@ -760,6 +778,13 @@ impl Machine {
     pub(super) fn set_socket(&mut self, vdev: usize, path: PathBuf) {
         if let Some(socket) = self.sockets.get_mut(vdev) {
             *socket = Some(path);
+        }
+    }
+
+    /// Whether VMMs are offered the name service of a vdev.
+    pub(super) fn set_announce(&mut self, vdev: usize, announce: bool) {
+        if let Some(known) = self.announces.get_mut(vdev) {
+            *known = Some(announce);
         }
     }
 
@@ -802,9 +827,9 @@ impl Machine {
         }
     }
 
-    /// What the firmware wrote into each trace buffer since a number (0 where none is given), at
-    /// most `max` bytes, and the number of the next byte. All incarnations are in it.
-    pub fn traces(&mut self, since: &[u64], max: usize) -> Vec<(TraceText, u64)> {
+    /// What the firmware wrote into each trace since a number (0 where none is given), at most `max`
+    /// bytes. All incarnations are in it.
+    pub fn traces(&mut self, since: &[u64], max: usize) -> Vec<NamedTrace> {
         if let Some(Incarnation { plan, .. }) = self.state.alive() {
             self.traces.look_closely(&plan.traces, plan.carveouts.ram());
         }
@@ -818,6 +843,8 @@ impl Machine {
 
     /// The core's figures.
     pub fn status(&self) -> CoreStatus {
+        let Activity { ran, pc } = self.engine.activity();
+        let incarnation = self.state.incarnation();
         CoreStatus {
             name: self.name.clone(),
             state: self.state().to_string(),
@@ -826,10 +853,12 @@ impl Machine {
             firmware: self.firmware.snapshot.name().to_owned(),
             firmware_sha256: self.firmware.snapshot.short_hash().to_owned(),
             incarnation: self.incarnations,
-            uptime_microseconds: self
-                .state
-                .incarnation()
-                .map(|it| micros(it.since.elapsed())),
+            uptime_microseconds: incarnation.map(|it| micros(it.since.elapsed())),
+            ran_microseconds: ran.map(micros),
+            incarnation_ran_microseconds: incarnation
+                .zip(ran)
+                .map(|(it, ran)| micros(ran.saturating_sub(it.ran_before))),
+            pc: incarnation.and(pc).map(|pc| pc.0),
             memory_da: self.engine.ram().base().0,
             memory_bytes: self.engine.ram().len(),
             crashes: self.crashes,
@@ -856,6 +885,7 @@ impl Machine {
                 )
             }),
             last_dump: self.last_dump.clone(),
+            ended: self.ended.clone(),
             unknown_kicks: self.unknown_kicks,
             timelines: self.timelines.iter().map(Into::into).collect(),
             vdevs: self.vdevs_status(),
@@ -884,6 +914,8 @@ impl Machine {
             list.push(VdevStatus {
                 device_id: entry.device_id,
                 features: entry.dfeatures,
+                offered_features: self.announces[index]
+                    .map(|announce| offered(entry.dfeatures, announce)),
                 config_bytes: entry.config.len(),
                 socket: self.sockets[index]
                     .as_ref()

@@ -16,6 +16,7 @@
 //! | `subdevice` | what goes up and down with a core |
 //! | `holders` | who wants a core running |
 //! | `drive` | the thread that brings the work drives |
+//! | `console` | what a core writes to a UART, kept and logged |
 //! | `core` | the core's own thread, and asking a core for something |
 //! | `recovery` | whether and when a crashed core is started again |
 //! | `evidence` | what is kept of one that crashed |
@@ -30,6 +31,7 @@
 mod admission;
 mod boot;
 mod check;
+mod console;
 mod core;
 mod drive;
 mod events;
@@ -69,4 +71,6 @@ pub use status::{
 pub use subdevice::{Refusal, Subdevice};
 pub use table::LiveTable;
 pub use timeline::Timeline;
-pub use trace::{LOG_BYTES, MAX_FOLLOWED, MAX_FOLLOWED_OF_CORE, OldText, TraceFollower, TraceText};
+pub use trace::{
+    LOG_BYTES, MAX_FOLLOWED, MAX_FOLLOWED_OF_CORE, NamedTrace, OldText, TraceFollower, TraceText,
+};

@@ -30,6 +30,17 @@ pub struct CoreStatus {
     /// How long the incarnation that is there has been.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uptime_microseconds: Option<u64>,
+    /// How long the core has executed instructions since the daemon started, if its engine can
+    /// tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ran_microseconds: Option<u64>,
+    /// The same, of the incarnation that is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub incarnation_ran_microseconds: Option<u64>,
+    /// The program counter of the incarnation that is there, if the engine can tell: of the next
+    /// instruction, or of the one with which the core waits or died.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pc: Option<u64>,
     /// Where its memory begins.
     pub memory_da: u64,
     /// How large its memory is.
@@ -46,7 +57,8 @@ pub struct CoreStatus {
     pub coredump_mode: String,
     /// What became of coredumps.
     pub coredumps: DumpCount,
-    /// The trace buffers, in the order of the resource table.
+    /// Its traces: the trace buffers in the order of the resource table; and `uart`, behind those that
+    /// there were when the firmware first wrote to it.
     pub traces: Vec<TraceCount>,
     /// Is a crashed core started again without being asked?
     pub recovery: bool,
@@ -60,6 +72,9 @@ pub struct CoreStatus {
     /// What became of the coredump of the last crash, if one was wanted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_dump: Option<String>,
+    /// Where the last incarnation ended by itself: that, and what follows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended: Option<String>,
     /// Kicks of the firmware with notify ids that no vring has, since the daemon started.
     pub unknown_kicks: u64,
     /// How long the last boot, stop, recovery, attach and detach took.
@@ -94,9 +109,11 @@ pub struct DumpCount {
     pub microseconds: u64,
 }
 
-/// What was found in a trace buffer, since the daemon started.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+/// What was found in a trace, since the daemon started.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct TraceCount {
+    /// The buffer's name in the resource table, or `uart`.
+    pub name: String,
     /// Bytes of text.
     pub bytes: u64,
     /// How often text was overwritten unseen.
@@ -166,6 +183,13 @@ pub struct VdevStatus {
     pub device_id: u32,
     /// Device features that the firmware offers.
     pub features: u32,
+    /// What a VMM is offered, once there is something for one to connect to: features of the
+    /// device, the rings and the transport.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offered_features: Option<u64>,
+    /// What the guest's driver accepted of that, while it is attached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accepted_features: Option<u64>,
     /// Length of its configuration space.
     pub config_bytes: usize,
     /// Where a VMM connects, if anything listens.
@@ -252,6 +276,8 @@ impl From<&VdevSnapshot> for VdevStatus {
         Self {
             device_id: 0,
             features: 0,
+            offered_features: None,
+            accepted_features: vdev.accepted,
             config_bytes: 0,
             socket: None,
             vrings: Vec::new(),

@@ -48,7 +48,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use vm_memory::VolatileSlice;
 
 use super::boot::TraceBuffer;
+use super::console::Console;
 use super::status::TraceCount;
+use crate::engine;
 use crate::memory::Ram;
 
 /// Bytes of a buffer that are followed, from its start.
@@ -109,8 +111,6 @@ pub struct TraceText {
     pub incarnation: u32,
     /// When that incarnation was booted: microseconds since 1970; 0 if that is not known.
     pub booted: u64,
-    /// The buffer's name in the resource table.
-    pub name: String,
 }
 
 impl TraceText {
@@ -130,9 +130,20 @@ struct Beginning {
     booted: u64,
 }
 
+/// A piece of one of a core's traces.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct NamedTrace {
+    /// Which: the buffer's name in the resource table, or `uart`.
+    pub name: String,
+    /// The piece.
+    pub text: TraceText,
+    /// The number of the byte that comes next.
+    pub end: u64,
+}
+
 /// The last text of a trace, its bytes numbered.
 #[derive(Default, Debug)]
-struct Log {
+pub(super) struct Log {
     bytes: VecDeque<u8>,
     /// The number of the byte that comes next.
     end: u64,
@@ -143,11 +154,16 @@ struct Log {
 }
 
 impl Log {
+    /// The number of the byte that comes next.
+    pub(super) fn end(&self) -> u64 {
+        self.end
+    }
+
     fn oldest(&self) -> u64 {
         self.end - self.bytes.len() as u64
     }
 
-    fn push(&mut self, text: &[u8]) {
+    pub(super) fn push(&mut self, text: &[u8]) {
         self.end += text.len() as u64;
         let kept = &text[text.len().saturating_sub(LOG_BYTES)..];
         let excess = (self.bytes.len() + kept.len()).saturating_sub(LOG_BYTES);
@@ -163,7 +179,7 @@ impl Log {
     }
 
     /// What follows is written by another incarnation.
-    fn begin(&mut self, incarnation: u32, booted: u64) {
+    pub(super) fn begin(&mut self, incarnation: u32, booted: u64) {
         let at = self.end;
         // One that has written nothing is of no interest any more.
         self.beginnings.retain(|it| it.at < at);
@@ -181,7 +197,7 @@ impl Log {
         });
     }
 
-    fn since(&self, number: u64, max: usize) -> TraceText {
+    pub(super) fn since(&self, number: u64, max: usize) -> TraceText {
         // A number that is still to come is from another run of the daemon.
         let asked = if number > self.end { 0 } else { number };
         let first = asked.max(self.oldest());
@@ -214,7 +230,6 @@ impl Log {
             },
             incarnation: by.map_or(0, |it| it.incarnation),
             booted: by.map_or(0, |it| it.booted),
-            name: String::new(),
         }
     }
 }
@@ -571,17 +586,31 @@ impl TraceFollower {
     }
 }
 
-/// All trace buffers of one core, in table order. They outlive incarnations, as their logs do.
-#[derive(Default, Debug)]
+/// All traces of one core: its trace buffers in table order, and its console behind those that there
+/// were when it began to be used. They outlive incarnations, as their logs do.
 pub(super) struct Traces {
-    followers: Vec<TraceFollower>,
-    /// Their names, as the last incarnation has them.
-    names: Vec<String>,
+    /// With the names of the buffers, as the last incarnation has them.
+    followers: Vec<(String, TraceFollower)>,
+    console: Console,
     /// Looks that found something.
     found: Arc<AtomicU64>,
 }
 
 impl Traces {
+    /// Those of a core that has not been booted.
+    pub(super) fn new(core: &str) -> Self {
+        Self {
+            followers: Vec::new(),
+            console: Console::new(core),
+            found: Arc::default(),
+        }
+    }
+
+    /// Where the engine is to write what comes from a console of the core's own.
+    pub(super) fn console(&self) -> engine::Console {
+        self.console.sink(self.found.clone())
+    }
+
     /// An incarnation of this number begins; see [`TraceFollower::begin`].
     pub(super) fn begin(
         &mut self,
@@ -592,18 +621,19 @@ impl Traces {
     ) {
         if self.followers.len() < buffers.len() {
             self.followers
-                .resize_with(buffers.len(), TraceFollower::new);
-            self.names.resize(buffers.len(), String::new());
-        }
-        for (name, buffer) in self.names.iter_mut().zip(buffers) {
-            name.clone_from(&buffer.name);
+                .resize_with(buffers.len(), || (String::new(), TraceFollower::new()));
         }
         let booted = SystemTime::now().duration_since(UNIX_EPOCH);
         let booted = booted.map_or(0, |time| time.as_micros());
         let booted = u64::try_from(booted).unwrap_or(u64::MAX);
-        for follower in &mut self.followers {
+        for (_, follower) in &mut self.followers {
             follower.set_incarnation(incarnation, booted);
         }
+        for ((name, _), buffer) in self.followers.iter_mut().zip(buffers) {
+            name.clone_from(&buffer.name);
+        }
+        self.console
+            .begin(self.followers.len(), incarnation, booted);
         self.each(buffers, ram, |follower, buffer| {
             follower.begin(buffer, old);
             false
@@ -623,33 +653,55 @@ impl Traces {
     /// See [`TraceFollower::look_last`].
     pub(super) fn look_last(&mut self, buffers: &[TraceBuffer], ram: &Ram) {
         self.each(buffers, ram, TraceFollower::look_last);
+        self.console.finish();
     }
 
-    /// For each buffer, what follows a number (where one is missing, 0), and
-    /// [`TraceFollower::end`].
-    pub(super) fn since(&self, numbers: &[u64], max: usize) -> Vec<(TraceText, u64)> {
-        let numbers = numbers.iter().copied().chain(std::iter::repeat(0));
-        self.followers
-            .iter()
-            .zip(&self.names)
-            .zip(numbers)
-            .map(|((follower, name), number)| {
-                let text = TraceText {
-                    name: name.clone(),
-                    ..follower.since(number, max)
-                };
-                (text, follower.end())
-            })
-            .collect()
-    }
-
-    /// What was found so far, buffer by buffer.
-    pub(super) fn counts(&self) -> Vec<TraceCount> {
-        let count = |follower: &TraceFollower| TraceCount {
-            bytes: follower.end(),
-            overruns: follower.overruns(),
+    /// Of each trace what follows a number (where one is missing, 0).
+    pub(super) fn since(&self, numbers: &[u64], max: usize) -> Vec<NamedTrace> {
+        let piece = |name: &str, log: &Log, place: usize| NamedTrace {
+            name: name.to_owned(),
+            text: log.since(numbers.get(place).copied().unwrap_or(0), max),
+            end: log.end(),
         };
-        self.followers.iter().map(count).collect()
+        let console = self
+            .console
+            .look(|name, log, place| (place, piece(name, log, place)));
+        let behind = console.as_ref().map_or(usize::MAX, |(place, _)| *place);
+        let mut pieces: Vec<_> = self
+            .followers
+            .iter()
+            .enumerate()
+            .map(|(index, (name, it))| piece(name, &it.log, index + usize::from(index >= behind)))
+            .collect();
+        if let Some((place, piece)) = console {
+            pieces.insert(place, piece);
+        }
+        pieces
+    }
+
+    /// What was found so far, trace by trace.
+    pub(super) fn counts(&self) -> Vec<TraceCount> {
+        let mut counts: Vec<_> = self
+            .followers
+            .iter()
+            .map(|(name, follower)| TraceCount {
+                name: name.clone(),
+                bytes: follower.end(),
+                overruns: follower.overruns(),
+            })
+            .collect();
+        let console = self.console.look(|name, log, place| {
+            let count = TraceCount {
+                name: name.to_owned(),
+                bytes: log.end(),
+                overruns: 0,
+            };
+            (place, count)
+        });
+        if let Some((place, count)) = console {
+            counts.insert(place, count);
+        }
+        counts
     }
 
     /// How many looks found something, for those who must not wait for the core.
@@ -665,7 +717,7 @@ impl Traces {
     ) {
         let mut left = MAX_FOLLOWED_OF_CORE as u64;
         let mut found = false;
-        for (follower, buffer) in self.followers.iter_mut().zip(buffers) {
+        for ((_, follower), buffer) in self.followers.iter_mut().zip(buffers) {
             let len = buffer.len.min(left).min(MAX_FOLLOWED as u64);
             left -= len;
             // Its place was checked when the boot was planned.

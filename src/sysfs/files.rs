@@ -392,7 +392,7 @@ mod tests {
             "coredumps": {
                 "written": 0, "partial": 0, "skipped": 0, "failed": 0, "bytes": 0, "microseconds": 0
             },
-            "traces": [{ "bytes": 0, "overruns": 0 }], "vdevs": [],
+            "traces": [{ "name": "log", "bytes": 0, "overruns": 0 }], "vdevs": [],
         })
     }
 

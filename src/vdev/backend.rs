@@ -23,7 +23,8 @@ use vmm_sys_util::event::{
 };
 
 use super::QUEUES;
-use super::device::{GuestQueue, GuestState, RING_F_EVENT_IDX, RING_F_INDIRECT};
+use super::device::{GuestQueue, GuestState};
+use super::features::with_ring_features;
 use super::guest_ring::RingFault;
 use super::vring::{SharedMemory, Vring};
 
@@ -31,8 +32,6 @@ use super::vring::{SharedMemory, Vring};
 /// smaller one makes QEMU abort when its own is larger. What the firmware's vring has does not
 /// limit the guest's.
 pub const MAX_QUEUE_SIZE: usize = 32768;
-
-const F_VERSION_1: u64 = 1 << 32;
 
 /// What a connection may do to its vdev. The core implements it.
 pub trait GuestFace: Send + Sync {
@@ -111,7 +110,9 @@ impl Backend {
             );
             return;
         };
-        let features = self.acked.load(Ordering::Acquire);
+        // The VMM's own bit is no feature of the device's, and no guest has accepted it.
+        let features =
+            self.acked.load(Ordering::Acquire) & !VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
         let detach = {
             let face = self.face.clone();
             Box::new(move || face.detach(index))
@@ -169,11 +170,8 @@ impl VhostUserBackend for Backend {
     }
 
     fn features(&self) -> u64 {
-        F_VERSION_1
-            | RING_F_EVENT_IDX
-            | RING_F_INDIRECT
+        with_ring_features(self.face.device_features())
             | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
-            | self.face.device_features()
     }
 
     fn acked_features(&self, features: u64) {

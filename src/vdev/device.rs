@@ -86,6 +86,8 @@ pub struct Round {
 pub struct VdevSnapshot {
     /// Are all queues of a guest attached?
     pub guest_up: bool,
+    /// The features that the guest accepted, while its queues are attached.
+    pub accepted: Option<u64>,
     /// Does the firmware see a driver (DRIVER_OK)?
     pub core_up: bool,
     /// From the core to the guest.
@@ -455,6 +457,7 @@ impl Vdev {
     pub fn snapshot(&self) -> VdevSnapshot {
         VdevSnapshot {
             guest_up: self.guest_is_up(),
+            accepted: self.guest_is_up().then_some(self.features),
             core_up: self.core_is_up(),
             to_guest: self.to_guest,
             to_core: self.to_core,

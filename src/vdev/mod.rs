@@ -13,6 +13,7 @@ mod backend;
 mod device;
 mod driver_ring;
 mod farewell;
+mod features;
 mod guest_ring;
 #[cfg(test)]
 mod mock;
@@ -28,6 +29,7 @@ mod words;
 pub use backend::{GuestFace, MAX_QUEUE_SIZE};
 pub use device::{GuestQueue, GuestState, RING_F_EVENT_IDX, Round, Vdev, VdevSnapshot};
 pub use driver_ring::{DriverBurst, DriverRing, FirmwareFault, VringShape};
+pub use features::{feature_names, offered};
 pub use guest_ring::{
     Burst, ChainFault, Direction, GuestRing, MAX_BUFFERS_PER_CHAIN, Next, RingFault, RingFeatures,
     RingLayout,

@@ -215,16 +215,16 @@ fn a_fed_watchdog_lets_the_core_live() {
 }
 
 #[test]
-fn console_output_arrives_as_lines_and_the_rest_when_the_core_ends() {
+fn what_the_core_writes_to_its_uart_arrives_as_it_is_with_the_turn() {
     let mut machine = Machine::running(|asm| {
         asm.li(T0, uart::BASE);
         for byte in b"hello\r\nworld\x07" {
             asm.op(addi(T1, ZERO, i32::from(*byte))).op(sb(T1, T0, 0));
         }
-        asm.power_off();
+        asm.op(WFI);
     });
-    machine.finish();
-    assert_eq!(machine.lines(), ["hello", "world\\x07"]);
+    machine.assert_waits();
+    assert_eq!(machine.printed(), b"hello\r\nworld\x07");
 }
 
 #[test]
@@ -239,19 +239,6 @@ fn the_uart_interrupts_through_the_plic() {
         asm.power_off();
     });
     assert_eq!(machine.finish()[10..12], [irq, 0]);
-}
-
-#[test]
-fn an_endless_flood_on_the_console_is_limited() {
-    let mut machine = Machine::running(|asm| {
-        asm.li(T0, uart::BASE).op(addi(T1, ZERO, 10));
-        asm.op(sb(T1, T0, 0)).op(jal(ZERO, -4));
-    });
-    assert_eq!(machine.run().end, RunEnd::BudgetSpent);
-    assert_eq!(machine.lines().len(), 200);
-    assert!(machine.core.statistics().suppressed_lines > 10_000);
-    machine.core.stop().unwrap();
-    assert!(machine.lines()[200].ends_with("lines left out)"));
 }
 
 #[test]
@@ -281,6 +268,58 @@ fn it_says_what_it_is_and_takes() {
     assert_eq!(machine.core.kind(), "rv32");
     assert_eq!(machine.core.image_rules(), ImageRules::RV32);
     assert_eq!(machine.core.ram().base(), da(BASE));
+}
+
+#[test]
+fn a_core_that_spins_runs_all_the_time_and_one_that_waits_runs_not_at_all() {
+    let step = Duration::from_micros(1);
+    let (mut wait, mut spin) = (0, 0);
+    let mut machine = Machine::running(|asm| {
+        wait = asm.here();
+        asm.op(WFI);
+        spin = asm.here();
+        asm.jump(spin);
+    });
+    machine.clock_moves_at_each_look(step);
+    machine.assert_waits();
+    let began = machine.core.activity();
+    assert_eq!(began.pc, Some(da(wait)), "it waits at its WFI");
+    // It came there, and has not run since.
+    for _ in 0..10 {
+        machine.pass(Duration::from_secs(3600));
+        machine.assert_waits();
+    }
+    assert_eq!(machine.core.activity(), began);
+    assert!(began.ran.unwrap() <= Duration::from_millis(1), "{began:?}");
+
+    machine.start(spin);
+    let mut ran = Duration::ZERO;
+    for _ in 0..10 {
+        let before = machine.now();
+        assert_eq!(machine.run().end, RunEnd::BudgetSpent);
+        // From the first look at the clock to the last one.
+        ran += machine.now() - before - step;
+        // What passes between two turns is not the core's.
+        machine.pass(Duration::from_secs(3600));
+    }
+    let spun = machine.core.activity();
+    assert_eq!(spun.ran.unwrap() - began.ran.unwrap(), ran);
+    assert!(ran > Duration::from_micros(100), "{ran:?}");
+    assert_eq!(spun.pc, Some(da(spin)));
+}
+
+#[test]
+fn a_core_that_died_is_where_it_died() {
+    let mut at = 0;
+    let mut machine = Machine::running(|asm| {
+        asm.op(addi(T0, ZERO, 1));
+        at = asm.here();
+        asm.op(EBREAK);
+    });
+    machine.crash();
+    assert_eq!(machine.core.activity().pc, Some(da(at)));
+    machine.core.stop().unwrap();
+    assert_eq!(machine.core.activity().pc, Some(da(at)));
 }
 
 #[test]

@@ -26,7 +26,7 @@ pub struct Machine {
     ram: Arc<Ram>,
     clock: Arc<Mutex<TestClock>>,
     start: Instant,
-    lines: Arc<Mutex<Vec<String>>>,
+    printed: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Machine {
@@ -49,17 +49,17 @@ impl Machine {
             clock.now
         };
         let mut core = Rv32::with_clock(ram.clone(), Box::new(look)).unwrap();
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let sink = lines.clone();
-        core.set_uart_sink(Box::new(move |line| {
-            sink.lock().unwrap().push(line.to_owned());
+        let printed = Arc::new(Mutex::new(Vec::new()));
+        let sink = printed.clone();
+        core.set_console(Box::new(move |piece| {
+            sink.lock().unwrap().extend(piece);
         }));
         Self {
             core,
             ram,
             clock,
             start,
-            lines,
+            printed,
         }
     }
 
@@ -111,13 +111,19 @@ impl Machine {
         self.clock.lock().unwrap().step = step;
     }
 
+    /// Where the clock is.
+    pub fn now(&self) -> Instant {
+        self.clock.lock().unwrap().now
+    }
+
     /// The moment `time` after the machine was made.
     pub fn at(&self, time: Duration) -> Instant {
         self.start + time
     }
 
-    pub fn lines(&self) -> Vec<String> {
-        self.lines.lock().unwrap().clone()
+    /// What the core has written to its UART.
+    pub fn printed(&self) -> Vec<u8> {
+        self.printed.lock().unwrap().clone()
     }
 
     pub fn registers(&self) -> Registers {

@@ -8,7 +8,7 @@
     reason = "clippy allows it in tests, but does not count the helpers of an integration binary"
 )]
 
-mod asm;
+pub mod asm;
 mod board;
 mod conformance;
 mod hart;

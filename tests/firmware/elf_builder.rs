@@ -70,6 +70,7 @@ enum Content {
 pub struct Elf {
     wide: bool,
     machine: u16,
+    flags: u32,
     entry: u32,
     segments: Vec<Segment>,
     sections: Vec<Section>,
@@ -81,6 +82,7 @@ impl Elf {
         Self {
             wide: false,
             machine: 243,
+            flags: 0,
             entry,
             segments: Vec::new(),
             sections: Vec::new(),
@@ -97,6 +99,34 @@ impl Elf {
     pub fn machine(mut self, machine: u16) -> Self {
         self.machine = machine;
         self
+    }
+
+    /// Sets `e_flags`.
+    pub fn flags(mut self, flags: u32) -> Self {
+        self.flags = flags;
+        self
+    }
+
+    /// Adds the attributes of an image that was built with this `-march`, as linkers do: a section,
+    /// and a segment that is not loaded.
+    pub fn attributes(self, arch: &str) -> Self {
+        const RISCV_ATTRIBUTES: u32 = 0x7000_0003;
+        // The stack's alignment, then the string.
+        let mut attributes = b"\x04\x10\x05".to_vec();
+        attributes.extend(arch.bytes().chain([0]));
+        let mut bytes = b"A".to_vec();
+        bytes.extend(word(attributes.len() + 15).to_le_bytes());
+        bytes.extend(b"riscv\0\x01");
+        bytes.extend(word(attributes.len() + 5).to_le_bytes());
+        bytes.extend(attributes);
+        let mut image = self.segment(RISCV_ATTRIBUTES, 0, &bytes, 0);
+        image.sections.push(Section {
+            name: ".riscv.attributes",
+            kind: RISCV_ATTRIBUTES,
+            addr: 0,
+            content: Content::OfSegment(image.segments.len() - 1),
+        });
+        image
     }
 
     /// Adds a `PT_LOAD` segment.
@@ -206,7 +236,7 @@ impl Elf {
         self.address(&mut header, word(self.entry as usize));
         self.address(&mut header, word(header_size));
         self.address(&mut header, word(shoff));
-        header.extend(0_u32.to_le_bytes());
+        header.extend(self.flags.to_le_bytes());
         for value in [
             header_size,
             program_size,

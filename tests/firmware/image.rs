@@ -267,6 +267,102 @@ fn a_core_that_requires_a_table_refuses_an_image_without_one() {
     );
 }
 
+/// What current compilers write for the engine's own `-march`.
+const OWN: &str = "rv32i2p1_m2p0_a2p1_c2p0_zicsr2p0_zifencei2p0_zmmul1p0_zaamo1p0_zalrsc1p0_zca1p0";
+const HARD_FLOAT: &str = "rv32i2p1_m2p0_a2p1_f2p2_d2p2_c2p0_zicsr2p0_zifencei2p0";
+
+fn built(flags: u32, arch: &str) -> Elf {
+    sample().flags(flags).attributes(arch)
+}
+
+#[test]
+fn an_image_for_a_hard_float_abi_is_refused_with_what_to_build_it_with() {
+    for (flags, needs) in [(0x3, "32 bits"), (0x5, "64 bits"), (0x7, "128 bits")] {
+        let message = refused(&built(flags, OWN).build());
+        let begin = format!("image: e_flags is {flags:#x}, so it needs floating-point numbers in");
+        assert!(message.starts_with(&begin), "{message}");
+        assert!(message.contains(needs), "{message}");
+        assert!(
+            message.ends_with("build it with -march=rv32imac_zicsr_zifencei -mabi=ilp32"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn an_image_built_for_extensions_that_the_core_has_not_is_refused_by_name() {
+    let section = built(1, HARD_FLOAT).build();
+    let index = sample_sections(&section) - 2;
+    assert_eq!(
+        refused(&section),
+        format!(
+            "image, section {index} (.riscv.attributes): Tag_RISCV_arch is \"{HARD_FLOAT}\"; this \
+             core is rv32imac_zicsr_zifencei and lacks f, d; build it with \
+             -march=rv32imac_zicsr_zifencei -mabi=ilp32"
+        )
+    );
+    // Stripped of its sections.
+    let mut stripped = section;
+    put32(&mut stripped, field::E_SHOFF, 0);
+    put16(&mut stripped, field::E_SHNUM, 0);
+    put16(&mut stripped, field::E_SHSTRNDX, 0);
+    let message = refused(&stripped);
+    assert!(
+        message.starts_with("image, segment 2 (PT_RISCV_ATTRIBUTES): "),
+        "{message}"
+    );
+}
+
+fn sample_sections(bytes: &[u8]) -> usize {
+    usize::from(u16::from_le_bytes([
+        bytes[field::E_SHNUM],
+        bytes[field::E_SHNUM + 1],
+    ]))
+}
+
+#[test]
+fn an_image_that_needs_what_the_core_has_or_does_not_say_is_taken() {
+    for image in [
+        built(1, OWN),
+        built(0x9, "rv32e2p0_m2p0_c2p0"),
+        built(0, "rv32imac_xown1p0"),
+        sample(),
+        sample().section(".riscv.attributes", 0x7000_0003, 0, b""),
+        sample().section(
+            ".riscv.attributes",
+            0x7000_0003,
+            0,
+            b"A\xff\xff\xff\xffriscv",
+        ),
+    ] {
+        let bytes = image.build();
+        let image = parse(&bytes).unwrap();
+        invariants::image(&image, &bytes);
+    }
+    let odd = sample()
+        .section(".riscv.attributes", 0x7000_0003, 0, b"B")
+        .build();
+    let notices = parse(&odd).unwrap().notices;
+    assert!(
+        notices
+            .iter()
+            .any(|it| it.contains("(.riscv.attributes) says nothing of the extensions")),
+        "{notices:?}"
+    );
+}
+
+#[test]
+fn flags_and_attributes_are_read_for_engines_of_risc_v_only() {
+    let bytes = built(5, HARD_FLOAT).build();
+    Image::parse(&bytes, &ImageRules::ANY).unwrap();
+    let other = built(5, HARD_FLOAT).machine(40).build();
+    let rules = ImageRules {
+        machine: None,
+        ..RISCV
+    };
+    Image::parse(&other, &rules).unwrap();
+}
+
 #[test]
 fn an_empty_table_is_none() {
     for kind in [1, 8] {

@@ -36,6 +36,22 @@ fn the_seeds_are_what_the_builders_make() {
         ("image/companion-riscv", companion_riscv().build()),
         ("image/companion-arm", companion_arm().build()),
         ("image/rtos-rpmsg", rtos_rpmsg().build()),
+        (
+            "image/hard-float",
+            Elf::new(0)
+                .flags(5)
+                .load(0, &[0x13; 4], 64)
+                .attributes("rv32i2p1_m2p0_a2p1_f2p2_d2p2_c2p0_zicsr2p0_zca1p0_zcd1p0_zcf1p0")
+                .build(),
+        ),
+        (
+            "image/attributes",
+            Elf::new(0)
+                .flags(1)
+                .load(0, &[0x13; 4], 64)
+                .attributes("rv32i2p1_m2p0_a2p1_c2p0_zicsr2p0_zifencei2p0_zmmul1p0_zca1p0")
+                .build(),
+        ),
         ("image/logger", logger(0x8000_0678).build()),
         (
             "image/virtual-table",

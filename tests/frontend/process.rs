@@ -123,6 +123,28 @@ impl Daemon {
         Self::launch(&[], Arc::new(folder))
     }
 
+    /// Starts rprocd with one core, whose firmware is any file and declares no vdev.
+    pub fn start_alone(core: &str, image: &Path) -> Self {
+        Self::start_alone_with(core, image, "")
+    }
+
+    /// The same, with more lines for its section in the configuration.
+    pub fn start_alone_with(core: &str, image: &Path, settings: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder for the daemon");
+        let path = configuration(&folder, &[]);
+        let mut config = std::fs::read_to_string(&path).expect("a configuration");
+        let place = image.parent().expect("a folder");
+        let file = image.file_name().expect("a file");
+        config = config.replacen(&format!("{:?}", firmware_dir()), &format!("{place:?}"), 1);
+        write!(
+            config,
+            "\n[[core]]\nname = {core:?}\nengine = \"rv32\"\nmemory-mib = 4\nfirmware = {file:?}\n{settings}\n"
+        )
+        .expect("text");
+        std::fs::write(&path, config).expect("a configuration");
+        Self::launch(&[], Arc::new(folder))
+    }
+
     fn launch(wrapper: &[&str], folder: Arc<TempDir>) -> Self {
         let config = folder.path().join("rprocd.toml");
         let words = [wrapper, &[env!("CARGO_BIN_EXE_rprocd")]].concat();

@@ -63,7 +63,7 @@ fn a_segment_may_lie_where_the_engine_translates_to() {
     // The trace buffer is there as well.
     let log = DeviceAddress(place.0 + 0x80);
     ram.slice(log, 5).unwrap().write_slice(b"hello", 0).unwrap();
-    assert_eq!(machine.traces(&[0], 100)[0].0.bytes, b"hello");
+    assert_eq!(machine.traces(&[0], 100)[0].text.bytes, b"hello");
 }
 
 #[test]

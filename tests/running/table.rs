@@ -94,7 +94,7 @@ fn a_table_that_is_rewritten_while_the_core_runs_changes_nothing_but_configurati
     bench.vmm.set_config(2, &[5; 32]).unwrap();
     assert_eq!(bench.vmm.get_config(0, 32).unwrap()[..4], [9, 8, 5, 5]);
     assert_eq!(read(&bench.ram, behind), [0xee; 64]);
-    let (trace, _) = bench.core.traces(vec![0], 1 << 16).remove(0);
+    let trace = bench.core.traces(vec![0], 1 << 16).remove(0).text;
     let trace = String::from_utf8_lossy(&trace.bytes).into_owned();
     assert_eq!(trace.trim_end(), "a trace buffer");
 

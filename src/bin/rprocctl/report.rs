@@ -814,6 +814,7 @@ mod tests {
     #[test]
     fn the_lines_in_front_of_a_crash_are_those_of_its_incarnation() {
         let piece = TracePiece {
+            name: "log".to_owned(),
             text: "one\ntwo\nthree\n".to_owned(),
             next: 114,
             end: 114,

@@ -5,7 +5,8 @@
 use std::fmt::Write;
 
 use rprocd::memory::{Carveout, DeviceAddress, MemoryMap};
-use rprocd::rproc::{CoreStatus, Field, Region, Resource};
+use rprocd::rproc::{CoreStatus, Field, Region, Resource, VdevStatus};
+use rprocd::vdev::{VIRTIO_ID_RPMSG, VIRTIO_RPMSG_F_NS, feature_names};
 
 use serde_json::{Value, json};
 
@@ -17,6 +18,8 @@ pub fn list(cores: &[CoreStatus], screen: &Screen) -> String {
         "CORE",
         "STATE",
         "BOOT",
+        "RUN",
+        "PC",
         "FIRMWARE",
         "VDEV",
         "GUEST",
@@ -30,6 +33,8 @@ pub fn list(cores: &[CoreStatus], screen: &Screen) -> String {
             core.name.clone(),
             screen.state(&core.state),
             core.incarnation.to_string(),
+            known(incarnation_share(core)),
+            known(core.pc.map(address)),
             core.firmware.clone(),
         ];
         if core.vdevs.is_empty() {
@@ -72,6 +77,9 @@ fn notes(core: &CoreStatus) -> Vec<String> {
     if !core.holders.is_empty() {
         notes.push(format!("{name}: held by {}", core.holders.join(", ")));
     }
+    if let Some(ended) = &core.ended {
+        notes.push(format!("{name}: {ended}"));
+    }
     if let Some(crash) = &core.last_crash {
         notes.push(format!("{name}: crash {}: {crash}", core.crashes));
     }
@@ -85,12 +93,52 @@ fn notes(core: &CoreStatus) -> Vec<String> {
 }
 
 /// Is there a guest?
-pub fn guest(vdev: &rprocd::rproc::VdevStatus) -> &'static str {
+pub fn guest(vdev: &VdevStatus) -> &'static str {
     match (vdev.guest_attached, vdev.driver_ok) {
         (false, _) => "none",
         (true, false) => "waiting",
         (true, true) => "attached",
     }
+}
+
+fn known(text: Option<String>) -> String {
+    text.unwrap_or_else(|| "-".to_owned())
+}
+
+/// A device address, as the core knows it.
+pub fn address(da: u64) -> String {
+    DeviceAddress(da).to_string()
+}
+
+/// How much of a time a core ran, in percent.
+pub fn share(ran: u64, time: u64) -> String {
+    // Both are read one after the other: what ran may seem longer than the time.
+    let percent = (ran as f64 * 100.0 / time.max(1) as f64).min(100.0);
+    if percent < 9.95 {
+        format!("{percent:.1}%")
+    } else {
+        format!("{percent:.0}%")
+    }
+}
+
+/// How much of its time the incarnation ran, unless it is dead.
+fn incarnation_share(core: &CoreStatus) -> Option<String> {
+    let (ran, time) = (
+        core.incarnation_ran_microseconds?,
+        core.uptime_microseconds?,
+    );
+    (core.state != "crashed").then(|| share(ran, time))
+}
+
+/// Where a core is and how much it runs; nothing without an incarnation, or of an engine that
+/// cannot tell.
+fn activity(core: &CoreStatus) -> Option<String> {
+    let (ran, pc) = (core.incarnation_ran_microseconds?, core.pc?);
+    let pc = address(pc);
+    Some(match incarnation_share(core) {
+        Some(share) => format!("{} of that time ({share}), pc {pc}", duration(ran)),
+        None => format!("{}, until it died at pc {pc}", duration(ran)),
+    })
 }
 
 /// One core, in full.
@@ -129,6 +177,12 @@ pub fn info(core: &CoreStatus, screen: &Screen) -> String {
         (number, None) => format!("{number}, which is over"),
     };
     line("incarnation", &incarnation);
+    if let Some(ended) = &core.ended {
+        line("ended", ended);
+    }
+    if let Some(activity) = activity(core) {
+        line("ran", &activity);
+    }
     line(
         "recovery",
         if core.recovery { "enabled" } else { "disabled" },
@@ -158,7 +212,12 @@ pub fn info(core: &CoreStatus, screen: &Screen) -> String {
         line("last dump", dump);
     }
     for (index, trace) in core.traces.iter().enumerate() {
-        let text = format!("{} written, {} overruns", size(trace.bytes), trace.overruns);
+        let text = format!(
+            "{}: {} written, {} overruns",
+            trace.name,
+            size(trace.bytes),
+            trace.overruns
+        );
         line(&format!("trace {index}"), &text);
     }
     for (index, vdev) in core.vdevs.iter().enumerate() {
@@ -167,11 +226,17 @@ pub fn info(core: &CoreStatus, screen: &Screen) -> String {
         if let Some(socket) = &vdev.socket {
             line("  socket", socket);
         }
-        let features = format!(
-            "{:#x}, configuration {} bytes",
-            vdev.features, vdev.config_bytes
-        );
-        line("  features", &features);
+        line("  configuration", &format!("{} bytes", vdev.config_bytes));
+        let named = |bits: u64| match &feature_names(vdev.device_id, bits)[..] {
+            [] => format!("{bits:#x}"),
+            names => format!("{bits:#x} ({})", names.join(", ")),
+        };
+        line("  firmware has", &named(vdev.features.into()));
+        if let Some(offered) = vdev.offered_features {
+            line("  offered", &named(offered));
+        }
+        let accepted = vdev.accepted_features.map(named);
+        line("  accepted", accepted.as_deref().unwrap_or("no guest"));
         for (way, it) in [("  to guest", vdev.to_guest), ("  to core", vdev.to_core)] {
             let lost = it.bad_chains + it.malformed + it.too_long + it.withheld + it.lost;
             let text = format!(
@@ -209,7 +274,6 @@ pub fn queues(core: &CoreStatus, screen: &Screen) -> String {
                 + counted.too_long
                 + counted.withheld
                 + counted.lost;
-            let known = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
             table.row([
                 index.to_string(),
                 number.to_string(),
@@ -266,9 +330,58 @@ pub fn endpoint_values(core: &CoreStatus) -> Vec<Value> {
     endpoints.collect()
 }
 
-/// What a core's firmware has announced.
+/// Why no announcement of a vdev's firmware reaches a guest, if none does.
+fn silence(core: &CoreStatus, vdev: &VdevStatus) -> Option<String> {
+    let has = |features: u64| features & VIRTIO_RPMSG_F_NS != 0;
+    if vdev.device_id != VIRTIO_ID_RPMSG {
+        return Some(format!(
+            "is a virtio device {}, and only rpmsg (7) has endpoints",
+            vdev.device_id
+        ));
+    }
+    if !vdev.announced.is_empty() {
+        return None;
+    }
+    let name = &core.name;
+    let firmware = &core.firmware;
+    Some(
+        if core.uptime_microseconds.is_none() || core.state == "crashed" {
+            format!("has nothing to announce: the core is {}", core.state)
+        } else if !has(vdev.features.into()) {
+            format!(
+                "announces nothing: {firmware} does not offer the name service (bit 0 of dfeatures in \
+             its resource table)"
+            )
+        } else if vdev.offered_features.is_some_and(|offered| !has(offered)) {
+            "announces nothing to guests: the configuration says announce = false".to_owned()
+        } else {
+            match vdev.accepted_features {
+                None => "announces when a guest's driver is there, and there is none".to_owned(),
+                Some(accepted) if !has(accepted) => format!(
+                    "announces nothing to its guest: rprocd offers the name service, and the VMM or \
+                 the guest's driver has not accepted it (`rprocctl info {name}` shows both); some \
+                 VMMs pass only bits on that they know, so create the channels in the guest by \
+                 hand, by name and address"
+                ),
+                Some(_) => format!(
+                    "has a guest with name service, and {firmware} has announced nothing that it has \
+                 not withdrawn"
+                ),
+            }
+        },
+    )
+}
+
+/// What a core's firmware has announced, and why nothing where it is so.
 pub fn endpoints(core: &CoreStatus, screen: &Screen) -> String {
+    if core.vdevs.is_empty() {
+        return format!(
+            "core {} has no endpoints: {} declares no vdev\n",
+            core.name, core.firmware
+        );
+    }
     let mut table = Table::new(&["VDEV", "ADDRESS", "NAME"]).right(&[1]);
+    let mut silences = String::new();
     for (index, vdev) in core.vdevs.iter().enumerate() {
         for endpoint in &vdev.announced {
             table.row([
@@ -277,15 +390,14 @@ pub fn endpoints(core: &CoreStatus, screen: &Screen) -> String {
                 endpoint.name.clone(),
             ]);
         }
+        if let Some(silence) = silence(core, vdev) {
+            let _ = writeln!(silences, "{}/vdev{index} {silence}", core.name);
+        }
     }
     if table.len() == 0 {
-        return format!(
-            "core {} has announced nothing that it has not withdrawn; a vdev announces when a \
-             guest's driver is there\n",
-            core.name
-        );
+        return silences;
     }
-    table.text(screen)
+    table.text(screen) + &silences
 }
 
 /// How long changes took.

@@ -15,7 +15,7 @@ use rustix::termios::{
 
 use crate::daemons::{Daemon, Daemons, List, named, seen};
 use crate::failure::{FAILED, Failure, Result, USAGE};
-use crate::show::guest;
+use crate::show::{address, guest, share};
 use crate::terminal::{Screen, Table, duration, size, write};
 use crate::watch::json_line;
 use rprocd::rproc::{CoreStatus, DirectionStatus};
@@ -180,10 +180,11 @@ fn text(before: &Look, now: &Look, screen: &Screen) -> String {
         running.count()
     );
     let mut cores = Table::new(&[
-        "CORE", "STATE", "UP", "BOOT", "CRASHES", "IN", "OUT", "KICKS", "TRACE", "RELAY",
+        "CORE", "STATE", "UP", "BOOT", "RUN", "PC", "CRASHES", "IN", "OUT", "KICKS", "TRACE",
+        "RELAY",
     ])
     .narrow(&LEAST_WANTED)
-    .right(&[2, 3, 4, 5, 6, 7, 8, 9]);
+    .right(&[2, 3, 4, 6, 7, 8, 9, 10, 11]);
     let mut vdevs = Table::new(&[
         "VDEV",
         "GUEST",
@@ -218,6 +219,8 @@ fn text(before: &Look, now: &Look, screen: &Screen) -> String {
             screen.state(&core.state),
             known(core.uptime_microseconds.map(duration)),
             core.incarnation.to_string(),
+            known(run_share(old, core, seconds)),
+            known(core.pc.map(address)),
             core.crashes.to_string(),
             per_second(|it| it.to_core.messages),
             per_second(|it| it.to_guest.messages),
@@ -264,6 +267,13 @@ fn text(before: &Look, now: &Look, screen: &Screen) -> String {
     text.push_str(&screen.paint("2", &screen.cut(help)));
     text.push('\n');
     text
+}
+
+/// How much of the time since the last look a core ran.
+fn run_share(before: &CoreStatus, now: &CoreStatus, seconds: f64) -> Option<String> {
+    let (before, ran) = (before.ran_microseconds?, now.ran_microseconds?);
+    now.uptime_microseconds?;
+    Some(share(ran.saturating_sub(before), (seconds * 1e6) as u64))
 }
 
 /// The time that nine of ten relays took at most, since the last look.

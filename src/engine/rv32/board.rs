@@ -94,8 +94,8 @@ pub mod plic {
     pub const MAILBOX_IRQ: u32 = 12;
 }
 
-/// 16550A UART, byte registers. What it transmits becomes log lines of the daemon; nothing is
-/// ever received.
+/// 16550A UART, byte registers. What it transmits is the core's trace `uart`, and lines of the
+/// daemon's log; nothing is ever received.
 pub mod uart {
     /// First byte of the block.
     pub const BASE: u32 = 0x1000_0000;

@@ -33,7 +33,6 @@ use std::time::{Duration, Instant};
 
 use code::CodeCache;
 use devices::{Devices, Effect, WINDOWS, Width};
-pub use devices::{LINE_LIMIT, LINES_PER_SECOND, UartSink};
 use execute::{Exit, execute};
 use fast_ram::FastRam;
 use hart::{Cause, Exception, Hart, MEI, MSI, NoSuchCsr, Outside, cause_name};
@@ -41,7 +40,10 @@ use op::{Kind, Op};
 pub use time::Clock;
 use time::Time;
 
-use super::{Crash, CrashKind, Engine, EngineError, Evidence, ImageRules, NotifyId, Run, RunEnd};
+use super::{
+    Activity, Console, Crash, CrashKind, Engine, EngineError, Evidence, ImageRules, NotifyId, Run,
+    RunEnd,
+};
 use crate::coredump;
 use crate::firmware::Image;
 use crate::memory::{DeviceAddress, Ram};
@@ -66,8 +68,6 @@ pub struct Statistics {
     pub retired: u64,
     /// Kicks of the firmware with a notify id that does not exist.
     pub ignored_kicks: u64,
-    /// Lines of console output left out for being too many, since the engine was made.
-    pub suppressed_lines: u64,
 }
 
 enum State {
@@ -97,11 +97,13 @@ pub struct Rv32 {
     suspended: bool,
     /// Kicks with ids that do not exist, as far as they have been reported.
     strays_told: u64,
+    /// How long instructions were executed, in all incarnations.
+    ran: Duration,
 }
 
 impl Rv32 {
-    /// A stopped core on `ram`, whose console output goes to the log (level info, target
-    /// `rprocd::uart`).
+    /// A stopped core on `ram`. What it writes to its UART goes nowhere before
+    /// [`Engine::set_console`].
     ///
     /// # Errors
     /// The RAM does not begin where the board has it ([`board::ram::BASE`]).
@@ -125,13 +127,12 @@ impl Rv32 {
             ram,
             hart: Hart::new(board::ram::BASE),
             code: CodeCache::new(),
-            devices: Devices::new(Box::new(
-                |line| log::info!(target: "rprocd::uart", "{line}"),
-            )),
+            devices: Devices::new(),
             time: Time::new(clock),
             state: State::Stopped,
             suspended: false,
             strays_told: 0,
+            ran: Duration::ZERO,
         })
     }
 
@@ -150,11 +151,6 @@ impl Rv32 {
             })
     }
 
-    /// Sends the console output elsewhere.
-    pub fn set_uart_sink(&mut self, sink: UartSink) {
-        self.devices.set_uart_sink(sink);
-    }
-
     /// The registers now. Those of a core that ended stay as they were, until the next start.
     pub fn registers(&self) -> Registers {
         let mut x = [0; 32];
@@ -170,7 +166,6 @@ impl Rv32 {
         Statistics {
             retired: self.hart.retired,
             ignored_kicks: self.devices.ignored_kicks(),
-            suppressed_lines: self.devices.suppressed_lines(),
         }
     }
 
@@ -181,13 +176,14 @@ impl Rv32 {
             return;
         }
         self.state = State::Stopped;
-        self.time.refresh();
-        self.devices.finish(self.time.now());
         self.devices.take_kicks();
         self.code.release();
     }
 
     /// Runs until the core waits, has used up `budget`, or ends.
+    ///
+    /// The clock has been looked at just before. Where the core waits it is looked at as the last
+    /// thing, so what lies between the two looks is the time that it ran.
     ///
     /// The budget pays for instructions retired, traps taken, what the copier does, and (so that
     /// firmware cannot make the engine decode for nothing) ops decoded.
@@ -196,7 +192,6 @@ impl Rv32 {
         let mut look_at = CLOCK_INTERVAL;
         // A direct jump that led to an address nothing is linked to yet.
         let mut unlinked: Option<(u32, u64, u32)> = None;
-        self.time.refresh();
         loop {
             if let Some(period) = self.devices.bitten(&self.time) {
                 return Err(self.bite(period));
@@ -358,7 +353,7 @@ impl Rv32 {
             return Ok(());
         }
         self.look_at_time_for(address)?;
-        let effect = self.devices.store(address, width, value, &mut self.time);
+        let effect = self.devices.store(address, width, value, &self.time);
         let pc = self.hart.pc;
         let reason = match effect {
             None => return self.exception(Exception::StoreAccess, address),
@@ -562,6 +557,10 @@ impl Engine for Rv32 {
         }
     }
 
+    fn set_console(&mut self, console: Console) {
+        self.devices.set_console(console);
+    }
+
     fn get_boot_addr(&self, image: &Image) -> Result<DeviceAddress, EngineError> {
         self.entry_point(image.boot).map(|_| image.boot)
     }
@@ -610,11 +609,17 @@ impl Engine for Rv32 {
             }
             State::Running { .. } => {}
         }
+        self.time.refresh();
+        let begun = self.time.now();
         let end = match self.turn(budget) {
-            Ok(end) => end,
+            // The clock was looked at when it began to wait.
+            Ok(end @ RunEnd::Waiting { .. }) => end,
+            Ok(end) => {
+                self.time.refresh();
+                end
+            }
             Err(over) => {
                 self.time.refresh();
-                self.devices.finish(self.time.now());
                 match over {
                     Over::PoweredOff => {
                         self.state = State::PoweredOff;
@@ -627,11 +632,25 @@ impl Engine for Rv32 {
                 }
             }
         };
+        self.ran += self.time.now().saturating_duration_since(begun);
+        self.devices.flush();
         let strays = self.devices.ignored_kicks();
         Run {
             kicks: self.devices.take_kicks(),
             stray_kicks: strays - std::mem::replace(&mut self.strays_told, strays),
             end,
+        }
+    }
+
+    fn activity(&self) -> Activity {
+        let pc = match self.state {
+            // WFI has been retired: it is behind the program counter, and never compressed.
+            State::Running { waiting: true } => self.hart.pc.wrapping_sub(4),
+            _ => self.hart.pc,
+        };
+        Activity {
+            ran: Some(self.ran),
+            pc: Some(DeviceAddress(u64::from(pc))),
         }
     }
 

@@ -119,7 +119,7 @@ impl Machine {
             plan.boot,
             self.engine.kind(),
         );
-        Ok(Incarnation::new(plan, Origin::Booted))
+        Ok(Incarnation::new(plan, Origin::Booted, &*self.engine))
     }
 
     /// The engine has started or attached: what goes up after it. If that fails, the core is
@@ -127,6 +127,7 @@ impl Machine {
     fn begin(&mut self, number: u32, plan: &mut BootPlan) -> Result<(), BootError> {
         // Even if what follows fails: the engine may still report a crash of this number.
         self.incarnations = number;
+        self.ended = None;
         if let Err(cause) = self.subdevices.start(plan) {
             if let Err(cause) = self.engine.stop() {
                 error!("{}: cannot be stopped again: {cause}", self.name);
@@ -210,7 +211,11 @@ impl Machine {
             self.name,
             self.engine.kind()
         );
-        Ok(Incarnation::new(plan, Origin::Attached { pristine }))
+        Ok(Incarnation::new(
+            plan,
+            Origin::Attached { pristine },
+            &*self.engine,
+        ))
     }
 
     /// The incarnation ends: vdevs and subdevices go down, then the engine. Guests know, and no

@@ -22,6 +22,7 @@ use log::{error, info};
 use super::guests::STATUS_FAILED;
 use super::{BUDGET, End, Incarnation, Machine, Next, State};
 use crate::engine::{Engine, NotifyId, NotifySet, Run, RunEnd};
+use crate::rproc::events::What;
 use crate::vdev::{QUEUE_TO_GUEST, Round, Vdev};
 
 /// Rounds of relay and run in one turn; then whoever waits for the core gets a chance.
@@ -409,7 +410,24 @@ impl Machine {
     }
 
     fn powered_off(&mut self) {
-        info!("{}: the firmware ended its run (power off)", self.name);
+        let ran_for = self
+            .state
+            .incarnation()
+            .map_or(Duration::ZERO, |it| it.since.elapsed());
+        let ended = format!(
+            "incarnation {} ended by itself (power off) after {:.3} s; the core stays offline until \
+             it is started{}",
+            self.incarnations,
+            ran_for.as_secs_f64(),
+            if self.policies.boot_on_guest {
+                " or the driver of a guest comes"
+            } else {
+                ""
+            }
+        );
+        info!("{}: {ended}", self.name);
+        self.tell(What::Ended, None, |_| ended.clone());
+        self.ended = Some(ended);
         let mut stopwatch = self.stopwatch("stop");
         if let Err(cause) = self.take_down(false, End::Stop, &mut stopwatch) {
             error!("{}: cannot be stopped: {cause}", self.name);

@@ -16,14 +16,13 @@ use clint::Clint;
 use copier::Copier;
 use mailbox::Mailbox;
 use plic::Plic;
-use uart::{Console, Uart};
-pub use uart::{LINE_LIMIT, LINES_PER_SECOND, UartSink};
+use uart::{Transmitted, Uart};
 use watchdog::Watchdog;
 
 use super::board;
 use super::hart::{MEI, MTI};
 use super::time::Time;
-use crate::engine::{NotifyId, NotifySet};
+use crate::engine::{Console, NotifyId, NotifySet};
 use crate::memory::Ram;
 
 /// The size of an access.
@@ -59,7 +58,7 @@ pub(super) enum Effect {
     },
 }
 
-/// All devices of one incarnation, and the console.
+/// All devices of one incarnation, and what was transmitted.
 pub(super) struct Devices {
     clint: Clint,
     plic: Plic,
@@ -67,7 +66,7 @@ pub(super) struct Devices {
     mailbox: Mailbox,
     watchdog: Watchdog,
     copier: Copier,
-    console: Console,
+    transmitted: Transmitted,
 }
 
 /// Which device answers at an address, and at which offset.
@@ -129,7 +128,7 @@ fn whole(width: Width, offset: u32) -> Option<()> {
 }
 
 impl Devices {
-    pub(super) fn new(sink: UartSink) -> Self {
+    pub(super) fn new() -> Self {
         Self {
             clint: Clint::new(),
             plic: Plic::new(),
@@ -137,7 +136,7 @@ impl Devices {
             mailbox: Mailbox::new(0),
             watchdog: Watchdog::new(),
             copier: Copier::new(),
-            console: Console::new(sink),
+            transmitted: Transmitted::new(),
         }
     }
 
@@ -151,17 +150,14 @@ impl Devices {
         self.copier = Copier::new();
     }
 
-    /// Lets the console say what it still holds.
-    pub(super) fn finish(&mut self, now: Instant) {
-        self.console.finish(now);
+    pub(super) fn set_console(&mut self, console: Console) {
+        self.transmitted.set_console(console);
     }
 
-    pub(super) fn set_uart_sink(&mut self, sink: UartSink) {
-        self.console.set_sink(sink);
-    }
-
-    pub(super) fn suppressed_lines(&self) -> u64 {
-        self.console.suppressed_total()
+    /// Hands on what was transmitted.
+    #[inline]
+    pub(super) fn flush(&mut self) {
+        self.transmitted.flush();
     }
 
     pub(super) fn ignored_kicks(&self) -> u64 {
@@ -262,14 +258,11 @@ impl Devices {
         address: u32,
         width: Width,
         value: u32,
-        time: &mut Time,
+        time: &Time,
     ) -> Option<Effect> {
         let done = match place(address)? {
             Place::Uart(offset) if width == Width::Byte => {
-                self.uart.store(offset, value as u8, &mut self.console, || {
-                    time.refresh();
-                    time.now()
-                })
+                self.uart.store(offset, value as u8, &mut self.transmitted)
             }
             Place::Uart(_) => None,
             Place::Finisher(offset) => {
@@ -320,15 +313,12 @@ mod tests {
 
     fn bench() -> (Devices, Time) {
         let start = Instant::now();
-        (
-            Devices::new(Box::new(|_| {})),
-            Time::new(Box::new(move || start)),
-        )
+        (Devices::new(), Time::new(Box::new(move || start)))
     }
 
     #[test]
     fn word_registers_take_aligned_words_only() {
-        let (mut devices, mut time) = bench();
+        let (mut devices, time) = bench();
         for base in [
             board::finisher::BASE,
             board::clint::BASE,
@@ -338,7 +328,7 @@ mod tests {
             board::copier::BASE,
         ] {
             assert!(devices.load(base, Width::Word, &time).is_some());
-            assert!(devices.store(base, Width::Word, 0, &mut time).is_some());
+            assert!(devices.store(base, Width::Word, 0, &time).is_some());
             for (address, width) in [
                 (base, Width::Byte),
                 (base, Width::Half),
@@ -346,23 +336,23 @@ mod tests {
                 (base + 2, Width::Word),
             ] {
                 assert_eq!(devices.load(address, width, &time), None);
-                assert_eq!(devices.store(address, width, 0, &mut time), None);
+                assert_eq!(devices.store(address, width, 0, &time), None);
             }
         }
     }
 
     #[test]
     fn the_uart_takes_bytes_only() {
-        let (mut devices, mut time) = bench();
+        let (mut devices, time) = bench();
         let base = board::uart::BASE;
         assert!(devices.load(base, Width::Byte, &time).is_some());
         assert_eq!(devices.load(base, Width::Word, &time), None);
-        assert_eq!(devices.store(base, Width::Half, 0, &mut time), None);
+        assert_eq!(devices.store(base, Width::Half, 0, &time), None);
     }
 
     #[test]
     fn nothing_answers_between_the_devices() {
-        let (mut devices, mut time) = bench();
+        let (mut devices, time) = bench();
         for address in [
             0,
             board::finisher::BASE - 4,
@@ -375,16 +365,16 @@ mod tests {
         ] {
             for width in [Width::Byte, Width::Word] {
                 assert_eq!(devices.load(address, width, &time), None, "{address:#x}");
-                assert_eq!(devices.store(address, width, 0, &mut time), None);
+                assert_eq!(devices.store(address, width, 0, &time), None);
             }
         }
     }
 
     #[test]
     fn the_finisher_knows_three_verbs_and_reads_zero() {
-        let (mut devices, mut time) = bench();
+        let (mut devices, time) = bench();
         let base = board::finisher::BASE;
-        let mut say = |value| devices.store(base, Width::Word, value, &mut time).unwrap();
+        let mut say = |value| devices.store(base, Width::Word, value, &time).unwrap();
         assert_eq!(say(0x5555), Effect::PowerOff);
         assert_eq!(say(0x0007_3333), Effect::Fail(7));
         assert_eq!(say(0x7777), Effect::Reset);

@@ -1,22 +1,13 @@
-//! The 16550A UART, and what becomes of what it transmits.
+//! The 16550A UART, and what it transmits.
 //!
-//! A byte is transmitted the moment it is written. Bytes are gathered into lines; the lines go to
-//! a [`UartSink`]. The firmware decides how many lines there are and what is in them, so they are
-//! cut at [`LINE_LIMIT`] bytes, escaped to printable ASCII, and no more than
-//! [`LINES_PER_SECOND`] are let through; what is left out is counted and said.
+//! A byte is transmitted the moment it is written. Bytes are gathered for the length of a turn, and
+//! then go to a [`Console`] as they are.
 
-use std::time::{Duration, Instant};
-
+use crate::engine::Console;
 use crate::engine::rv32::board::uart as map;
 
-/// Where a core's console output goes: one call for each line, without its end. The text is
-/// printable ASCII.
-pub type UartSink = Box<dyn FnMut(&str) + Send>;
-
-/// Bytes of one line; a longer one is cut into several.
-pub const LINE_LIMIT: usize = 256;
-/// Lines that reach the sink before a second has passed since the first of them.
-pub const LINES_PER_SECOND: u32 = 200;
+/// Bytes that are gathered at most before they go on.
+const PIECE: usize = 4096;
 
 const DLAB: u8 = 1 << 7;
 const IER_TRANSMITTER: u8 = 1 << 1;
@@ -89,14 +80,13 @@ impl Uart {
         &mut self,
         offset: u32,
         value: u8,
-        console: &mut Console,
-        now: impl FnOnce() -> Instant,
+        transmitted: &mut Transmitted,
     ) -> Option<()> {
         match offset {
             map::THR if self.divisor_latched() => self.divisor[0] = value,
             map::THR => {
                 self.transmitter_empty = true;
-                console.put(value, now);
+                transmitted.put(value);
             }
             map::IER if self.divisor_latched() => self.divisor[1] = value,
             map::IER => {
@@ -117,96 +107,41 @@ impl Uart {
     }
 }
 
-/// Lines on their way to the sink. It outlives the incarnations of a core, so that crashing and
-/// starting again does not get around the limit.
-pub(super) struct Console {
-    sink: UartSink,
-    line: Vec<u8>,
-    window: Option<Instant>,
-    lines_in_window: u32,
-    /// Since the last time it was said.
-    suppressed: u64,
-    suppressed_total: u64,
+/// What was transmitted, on its way to the console.
+pub(super) struct Transmitted {
+    console: Console,
+    bytes: Vec<u8>,
 }
 
-impl Console {
-    pub(super) fn new(sink: UartSink) -> Self {
+impl Transmitted {
+    /// Nothing, and nobody listens.
+    pub(super) fn new() -> Self {
         Self {
-            sink,
-            line: Vec::new(),
-            window: None,
-            lines_in_window: 0,
-            suppressed: 0,
-            suppressed_total: 0,
+            console: Box::new(|_| {}),
+            bytes: Vec::new(),
         }
     }
 
-    pub(super) fn set_sink(&mut self, sink: UartSink) {
-        self.sink = sink;
+    pub(super) fn set_console(&mut self, console: Console) {
+        self.flush();
+        self.console = console;
     }
 
-    pub(super) fn suppressed_total(&self) -> u64 {
-        self.suppressed_total
-    }
-
-    fn put(&mut self, byte: u8, now: impl FnOnce() -> Instant) {
-        if byte == b'\n' {
-            self.end_line(now());
-            return;
-        }
-        self.line.push(byte);
-        if self.line.len() >= LINE_LIMIT {
-            self.end_line(now());
+    fn put(&mut self, byte: u8) {
+        self.bytes.push(byte);
+        if self.bytes.len() >= PIECE {
+            self.flush();
         }
     }
 
-    /// The core's run is over: says what is still to be said.
-    pub(super) fn finish(&mut self, now: Instant) {
-        if !self.line.is_empty() {
-            self.end_line(now);
-        }
-        self.report_suppressed();
-    }
-
-    fn end_line(&mut self, now: Instant) {
-        let fresh = self
-            .window
-            .is_none_or(|start| now.saturating_duration_since(start) >= Duration::from_secs(1));
-        if fresh {
-            self.report_suppressed();
-            self.window = Some(now);
-            self.lines_in_window = 0;
-        }
-        if self.lines_in_window < LINES_PER_SECOND {
-            self.lines_in_window += 1;
-            let line = self.line.strip_suffix(b"\r").unwrap_or(&self.line);
-            (self.sink)(&escaped(line));
-        } else {
-            self.suppressed = self.suppressed.saturating_add(1);
-            self.suppressed_total = self.suppressed_total.saturating_add(1);
-        }
-        self.line.clear();
-    }
-
-    fn report_suppressed(&mut self) {
-        if self.suppressed > 0 {
-            (self.sink)(&format!("({} lines left out)", self.suppressed));
-            self.suppressed = 0;
+    /// Hands on what there is.
+    #[inline]
+    pub(super) fn flush(&mut self) {
+        if !self.bytes.is_empty() {
+            (self.console)(&self.bytes);
+            self.bytes.clear();
         }
     }
-}
-
-fn escaped(line: &[u8]) -> String {
-    let mut text = String::with_capacity(line.len());
-    for &byte in line {
-        match byte {
-            b'\\' => text.push_str("\\\\"),
-            b'\t' => text.push_str("\\t"),
-            b' '..=b'~' => text.push(char::from(byte)),
-            _ => text.push_str(&format!("\\x{byte:02x}")),
-        }
-    }
-    text
 }
 
 #[cfg(test)]
@@ -217,29 +152,27 @@ mod tests {
 
     struct Bench {
         uart: Uart,
-        console: Console,
-        now: Instant,
-        lines: Arc<Mutex<Vec<String>>>,
+        transmitted: Transmitted,
+        pieces: Arc<Mutex<Vec<Vec<u8>>>>,
     }
 
     impl Bench {
         fn new() -> Self {
-            let lines = Arc::new(Mutex::new(Vec::new()));
-            let sink = lines.clone();
+            let pieces = Arc::new(Mutex::new(Vec::new()));
+            let sink = pieces.clone();
+            let mut transmitted = Transmitted::new();
+            transmitted.set_console(Box::new(move |piece| {
+                sink.lock().unwrap().push(piece.to_owned());
+            }));
             Self {
                 uart: Uart::new(),
-                console: Console::new(Box::new(move |line| {
-                    sink.lock().unwrap().push(line.to_owned());
-                })),
-                now: Instant::now(),
-                lines,
+                transmitted,
+                pieces,
             }
         }
 
         fn store(&mut self, offset: u32, value: u8) -> Option<()> {
-            let now = self.now;
-            self.uart
-                .store(offset, value, &mut self.console, move || now)
+            self.uart.store(offset, value, &mut self.transmitted)
         }
 
         fn send(&mut self, bytes: &[u8]) {
@@ -248,53 +181,28 @@ mod tests {
             }
         }
 
-        fn lines(&self) -> Vec<String> {
-            self.lines.lock().unwrap().clone()
+        fn pieces(&self) -> Vec<Vec<u8>> {
+            self.pieces.lock().unwrap().clone()
         }
     }
 
     #[test]
-    fn bytes_become_lines() {
+    fn bytes_go_on_as_they_are_when_they_are_asked_for() {
         let mut bench = Bench::new();
-        bench.send(b"one\r\ntwo\n\nthr");
-        assert_eq!(bench.lines(), ["one", "two", ""]);
-        bench.console.finish(bench.now);
-        assert_eq!(bench.lines()[3], "thr");
-        bench.console.finish(bench.now);
-        assert_eq!(bench.lines().len(), 4);
+        bench.send(b"one\r\n\0\xff> ");
+        assert!(bench.pieces().is_empty());
+        bench.transmitted.flush();
+        bench.transmitted.flush();
+        assert_eq!(bench.pieces(), [b"one\r\n\0\xff> "]);
     }
 
     #[test]
-    fn what_is_not_printable_is_escaped() {
+    fn no_more_than_a_piece_is_held() {
         let mut bench = Bench::new();
-        bench.send(b"a\x1b[2J\\\t\xff\x00\n");
-        assert_eq!(bench.lines(), ["a\\x1b[2J\\\\\\t\\xff\\x00"]);
-    }
-
-    #[test]
-    fn a_line_without_end_is_cut() {
-        let mut bench = Bench::new();
-        bench.send(&[b'x'; 2 * LINE_LIMIT + 1]);
-        assert_eq!(
-            bench.lines(),
-            ["x".repeat(LINE_LIMIT), "x".repeat(LINE_LIMIT)]
-        );
-    }
-
-    #[test]
-    fn a_flood_is_cut_and_what_was_left_out_is_said_once() {
-        let mut bench = Bench::new();
-        for _ in 0..LINES_PER_SECOND + 50 {
-            bench.send(b"x\n");
-        }
-        assert_eq!(bench.lines().len(), LINES_PER_SECOND as usize);
-        assert_eq!(bench.console.suppressed_total(), 50);
-        bench.now += Duration::from_secs(1);
-        bench.send(b"y\nz\n");
-        assert_eq!(
-            bench.lines()[LINES_PER_SECOND as usize..],
-            ["(50 lines left out)", "y", "z"]
-        );
+        bench.send(&[b'x'; 2 * PIECE + 1]);
+        assert_eq!(bench.pieces(), [[b'x'; PIECE]; 2]);
+        bench.transmitted.flush();
+        assert_eq!(bench.pieces()[2], b"x");
     }
 
     #[test]
@@ -308,8 +216,8 @@ mod tests {
         bench.store(map::LCR, 3).unwrap();
         assert_eq!(bench.uart.load(map::THR), Some(0));
         assert_eq!(bench.uart.load(map::IER), Some(0));
-        bench.console.finish(bench.now);
-        assert!(bench.lines().is_empty());
+        bench.transmitted.flush();
+        assert!(bench.pieces().is_empty());
     }
 
     #[test]
