@@ -126,7 +126,7 @@ fn the_template_builds_in_an_empty_folder_as_its_page_prints_it_and_answers() {
 fn the_templates_sizes_are_choices_down_to_the_least() {
     let folder = template();
     let project = folder.path().join("my-firmware");
-    let sizes = "CARVEOUT_SIZE = 1M;\nSTACK_SIZE = 4096;\nTRACE_SIZE = 1024;\n";
+    let sizes = "CARVEOUT_SIZE = 1M;\nSTACK_SIZE = 8192;\nTRACE_SIZE = 1024;\n";
     fs::write(project.join("memory.x"), sizes).unwrap();
     well(shell(&project, "cargo build --release"));
     let image = project.join(IMAGE);
@@ -142,7 +142,7 @@ fn the_templates_sizes_are_choices_down_to_the_least() {
         }
     }
     let at = |da| Some(DeviceAddress(da));
-    assert_eq!(sizes, [(at(0x8000_0000), 1 << 20), (at(0x8000_2000), 1024)]);
+    assert_eq!(sizes, [(at(0x8000_0000), 1 << 20), (at(0x8000_3000), 1024)]);
     answers_in_capitals(&image);
 }
 
@@ -154,8 +154,8 @@ fn sizes_of_the_template_that_cannot_work_end_the_build_with_a_sentence() {
     for (from, to, sentence) in [
         (
             "STACK_SIZE = 32K",
-            "STACK_SIZE = 4000",
-            "memory.x: STACK_SIZE must be a multiple of 16, and 4096 bytes or more",
+            "STACK_SIZE = 4096",
+            "memory.x: STACK_SIZE must be a multiple of 16, and 8192 bytes or more",
         ),
         (
             "STACK_SIZE = 32K",

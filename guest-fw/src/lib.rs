@@ -1,9 +1,12 @@
 //! Firmware for the remote cores of rprocd, and the library it is made of.
 //!
 //! An image is a `main` that gets a [`Board`] and serves [`Endpoint`]s; see `src/bin/echo.rs` for
-//! a whole one. What belongs here: everything that an image needs and that is not about what the
-//! image does, and what more than one image does ([`services`]). The ring and protocol code ([`virtqueue`], [`rpmsg`], [`bus`], [`table`],
-//! [`memory`], [`text`]) knows no registers and is tested on a host.
+//! a whole one. It is linked with `-Tlink.x`, which this library puts on the linker's search path,
+//! and a `memory.x` of its own; `examples/firmware-rust` in the repository is a package that does.
+//!
+//! What belongs here: everything that an image needs and that is not about what the image does, and
+//! what more than one image does ([`services`]). The ring and protocol code ([`virtqueue`],
+//! [`rpmsg`], [`bus`], [`table`], [`memory`], [`text`]) knows no registers and is tested on a host.
 //!
 //! `unsafe` is allowed where memory or the machine is touched and nowhere else: `memory`, and the
 //! three places that make its spans (`table`, `trace`, `machine`); `registers`; and the assembly in

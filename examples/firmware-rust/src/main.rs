@@ -19,7 +19,7 @@ impl Service for Capitals {
         match out.reply(message, Payload::Bytes(&text[..len])) {
             Ok(()) => {
                 self.answered = self.answered.wrapping_add(1);
-                // Not for each message: a guest may send a million in a second.
+                // Not for each message: a guest may send very many.
                 if self.answered.is_power_of_two() {
                     trace!("{} message(s) answered", self.answered);
                 }
