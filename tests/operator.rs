@@ -98,10 +98,14 @@ fn a_firmware_that_is_no_elf_is_refused_before_anything_is_started() {
 fn everything_that_is_wrong_is_told_at_once_at_the_start_and_in_both_checks() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("a.toml");
-    let text = "[control]\nsocket = \"missing/control\"\ngroup = \"no-such-group\"\n\
-                [[core]]\nname = \"m0\"\nengine = \"rv32\"\nfirmware = \"nothing.elf\"\n\
-                [core.coredump]\nmode = \"inline\"\ndirectory = \"/nonexistent\"\n\
-                [[core]]\nname = \"m1\"\nengine = \"rv32\"\nfirmware = \"nothing.elf\"\n";
+    let text = format!(
+        "firmware-directory = {:?}\n\
+         [control]\nsocket = \"missing/control\"\ngroup = \"no-such-group\"\n\
+         [[core]]\nname = \"m0\"\nengine = \"rv32\"\nfirmware = \"nothing.elf\"\n\
+         [core.coredump]\nmode = \"inline\"\ndirectory = \"/nonexistent\"\n\
+         [[core]]\nname = \"m1\"\nengine = \"rv32\"\nfirmware = \"nothing.elf\"\n",
+        firmware_dir()
+    );
     std::fs::write(&file, text).unwrap();
     let run = |program: &str, arguments: &[&str]| {
         let output = Command::new(program)
@@ -125,7 +129,7 @@ fn everything_that_is_wrong_is_told_at_once_at_the_start_and_in_both_checks() {
         .collect();
     assert_eq!(
         places,
-        ["2:10", "3:9", "7:12", "10:13", "14:12"],
+        ["3:10", "4:9", "8:12", "11:13", "15:12"],
         "{checked}"
     );
     for what in [
@@ -150,7 +154,7 @@ fn everything_that_is_wrong_is_told_at_once_at_the_start_and_in_both_checks() {
     assert_eq!(json["cores"], serde_json::json!(["m0", "m1"]));
     let problem = &json["problems"][2];
     assert_eq!(problem["severity"], "error");
-    assert_eq!(problem["line"], 7);
+    assert_eq!(problem["line"], 8);
     assert_eq!(problem["column"], 12);
     assert_eq!(problem["key"], "core[0].firmware");
     assert_eq!(problem["value"], "\"nothing.elf\"");
@@ -159,7 +163,7 @@ fn everything_that_is_wrong_is_told_at_once_at_the_start_and_in_both_checks() {
     // At the start, what depends on nobody but the daemon.
     let (status, _, started) = run(rprocd, &["--config"]);
     assert_eq!(status, 78);
-    for place in ["7:12", "10:13", "14:12"] {
+    for place in ["8:12", "11:13", "15:12"] {
         assert!(
             started.contains(&format!("a.toml:{place}: core m")),
             "{started}"

@@ -198,11 +198,19 @@ fn write(folder: &Path, name: &str, page: &[u8]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::OnceLock;
+
     use super::*;
+
+    /// The pages, made once: each making begins with an empty folder.
+    fn built() -> &'static Path {
+        static BUILT: OnceLock<PathBuf> = OnceLock::new();
+        BUILT.get_or_init(|| build().unwrap())
+    }
 
     #[test]
     fn every_program_and_verb_has_a_page_and_each_shell_its_completions() {
-        let folder = build().unwrap();
+        let folder = built();
         for page in [
             "rprocctl.1",
             "rprocctl-list.1",
@@ -274,7 +282,7 @@ mod tests {
 
     #[test]
     fn the_pages_of_programs_have_what_manual_pages_have() {
-        let folder = build().unwrap().join("man");
+        let folder = built().join("man");
         let all = ["EXIT STATUS", "FILES", "EXAMPLES", "SEE ALSO"];
         for (page, more) in [
             ("rprocd.8", &["ENVIRONMENT"][..]),

@@ -22,7 +22,7 @@ pub const EXIT_STATUS: &[(u8, &str)] = &[
     (2, "wrong usage"),
     (
         REFUSED,
-        "the configuration is refused; standard error has each mistake with its line",
+        "the configuration is refused; standard error has each mistake",
     ),
 ];
 

@@ -138,6 +138,7 @@ fn run(arguments: &Arguments, to: Destination) -> Result<(), Failure> {
     let (prepared, found) = prepare(&config, &source, Purpose::Start);
     let mut problems = checked.problems;
     problems.extend(found);
+    problems.sort_by_key(|it| (it.line, it.column));
     if any_error(&problems) {
         return Err(Failure::Refused(problems));
     }
@@ -213,6 +214,7 @@ fn run(arguments: &Arguments, to: Destination) -> Result<(), Failure> {
         }
     }
     if !unmade.is_empty() {
+        unmade.sort_by_key(|it| (it.line, it.column));
         tell(&unmade, to);
         return Err("not all sockets can be made, as told above; nothing was started".into());
     }
