@@ -96,10 +96,19 @@ fn the_packaged_configurations_are_accepted_with_the_packaged_firmware() {
         let text = fs::read_to_string(packaged(name)).unwrap();
         let value: toml::Table = text.parse().unwrap();
         assert_eq!(value["firmware-directory"].as_str(), Some(FIRMWARE));
-        // As built here, in place of where the package has it.
+        // As built here, in place of where the package has it; and a folder that is there, in place
+        // of the one that the package makes.
+        let dumps = value["core"][0]["coredump"]["directory"].as_str().unwrap();
+        assert!(
+            fs::read_to_string(packaged("rprocd.tmpfiles"))
+                .unwrap()
+                .contains(dumps)
+        );
+        let text = text
+            .replace(FIRMWARE, firmware_dir().to_str().unwrap())
+            .replace(dumps, folder.path().to_str().unwrap());
         let config = folder.path().join(name);
-        let here = firmware_dir().to_str().unwrap();
-        fs::write(&config, text.replace(FIRMWARE, here)).unwrap();
+        fs::write(&config, text).unwrap();
         let output = Command::new(env!("CARGO_BIN_EXE_rprocd"))
             .arg("--config")
             .arg(&config)

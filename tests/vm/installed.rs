@@ -345,7 +345,9 @@ fn the_package_installs(guest: &mut Guest) -> Result<()> {
             "disabled\ninactive",
         )?;
     }
-    expect(guest, "dpkg --verify rprocd", "")?;
+    // This Debian leaves out what is read by people.
+    let changed = "dpkg --verify rprocd | grep -v -e /usr/share/doc/ -e /usr/share/man/ || true";
+    expect(guest, changed, "")?;
     expect(guest, "dpkg --audit", "")
 }
 

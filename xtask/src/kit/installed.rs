@@ -30,10 +30,12 @@ const RECIPE: u32 = 3;
 const PACKAGES: &str = "adduser,bsdutils,dbus,fuse3,gdb-multiarch,jq,libpam-systemd,\
     qemu-system-x86,socat,sudo,systemd,systemd-sysv,udev";
 
-/// What is done once the packages are installed. Nobody logs in on the console, which is for the
+/// What is done once the packages are installed. mmdebstrap's settings name a suite whose package
+/// lists are gone, and apt would install nothing with them. Nobody logs in on the console, which is for the
 /// kernel. The operator, alice, is an ordinary user who may use sudo and KVM.
 const FINISH: &str = "\
 set -eu
+rm /etc/apt/apt.conf.d/99mmdebstrap
 echo rprocd-host > /etc/hostname
 echo 127.0.1.1 rprocd-host >> /etc/hosts
 useradd --create-home --shell /bin/bash --groups sudo,kvm alice

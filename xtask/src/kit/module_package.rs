@@ -22,8 +22,8 @@ set -eux
 cd /root
 apt-get install --yes ./virtio-rpmsg-defer-dkms_*.deb
 dkms status -m virtio-rpmsg-defer | grep installed
-modinfo -k @KERNEL@ virtio_rpmsg_defer
-modprobe -S @KERNEL@ --showconfig | grep 'softdep virtio_rpmsg_bus pre: virtio_rpmsg_defer'
+modinfo --field vermagic $(find /usr/lib/modules/@KERNEL@ -name 'virtio_rpmsg_defer.ko*') | grep @KERNEL@
+modprobe --showconfig | grep 'softdep virtio_rpmsg_bus pre: virtio_rpmsg_defer'
 apt-get remove --yes virtio-rpmsg-defer-dkms
 test -z \"$(dkms status -m virtio-rpmsg-defer)\"
 test -z \"$(find /usr/lib/modules -name 'virtio_rpmsg_defer*')\"

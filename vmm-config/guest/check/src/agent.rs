@@ -243,7 +243,7 @@ mod tests {
                 if let Some(rest) = line.strip_prefix("run run ") {
                     let (_, command) = rest.trim_end().split_once(' ').unwrap();
                     let (exit, output) = run(command, Duration::from_secs(10));
-                    write!(lines.get_mut(), "done run {exit} {}\n", output.len()).unwrap();
+                    writeln!(lines.get_mut(), "done run {exit} {}", output.len()).unwrap();
                     lines.get_mut().write_all(&output).unwrap();
                     return;
                 }
