@@ -17,7 +17,6 @@
 //! | `hot_path` | kicks, calls, wake-ups of a message, and cores that linger, counted exactly |
 //! | `in_process` | not tests: cores and sockets in this process, one with an engine of a few lines |
 //! | `lifecycle` | states and their changes against Linux's order, a table and a model |
-//! | `links` | the pages against the files and headings that they lead to |
 //! | `operator` | command lines and the control socket |
 //! | `rows` | which test holds which numbered hostile input |
 //! | `running` | the library's cores against scripts of firmware that turns hostile while it runs |
@@ -47,7 +46,6 @@ mod hostile_operators;
 mod hot_path;
 mod in_process;
 mod lifecycle;
-mod links;
 mod operator;
 mod packaging;
 mod promises;

@@ -273,6 +273,11 @@ fn environment(page: &str) -> &'static [(&'static str, &'static str)] {
         ],
         "rprocctl" => &[
             (
+                "RPROCD_SOCKET",
+                "the control sockets to use where no --socket is given, separated by colons; without \
+                 it, those of every rprocd of this host.",
+            ),
+            (
                 "NO_COLOR",
                 "if it is set and not empty, nothing is coloured. What is written to a file or a \
                  pipe never is.",
