@@ -426,7 +426,8 @@ mod tests {
 
         #[test]
         fn no_string_makes_it_panic(arch in "rv32[iegxz][a-z0-9_p]{0,60}") {
-            prop_assert!(of_attributes(&section(&arch), &rules()).is_ok());
+            // Some of them are no -march strings.
+            let _ = of_attributes(&section(&arch), &rules());
         }
     }
 }
