@@ -16,15 +16,16 @@ use super::hash::Hash;
 use super::initramfs::read;
 
 /// Installs the package, looks for the module and for what has modprobe load it first, and removes
-/// the package. `-x`, so that the log says how far it came.
+/// the package. `-x`, so that the log says how far it came; no terminal, since one that is still
+/// open keeps mmdebstrap from removing the Debian.
 const CHECK: &str = "\
 set -eux
 cd /root
-apt-get install --yes ./virtio-rpmsg-defer-dkms_*.deb
+apt-get -o Dpkg::Use-Pty=false install --yes ./virtio-rpmsg-defer-dkms_*.deb
 dkms status -m virtio-rpmsg-defer | grep installed
 modinfo --field vermagic $(find /usr/lib/modules/@KERNEL@ -name 'virtio_rpmsg_defer.ko*') | grep @KERNEL@
 modprobe --showconfig | grep 'softdep virtio_rpmsg_bus pre: virtio_rpmsg_defer'
-apt-get remove --yes virtio-rpmsg-defer-dkms
+apt-get -o Dpkg::Use-Pty=false remove --yes virtio-rpmsg-defer-dkms
 test -z \"$(dkms status -m virtio-rpmsg-defer)\"
 test -z \"$(find /usr/lib/modules -name 'virtio_rpmsg_defer*')\"
 ";
