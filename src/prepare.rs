@@ -198,12 +198,20 @@ fn coredumps(core: &CoreConfig, path: &str, source: &Source, purpose: Purpose) -
     // Root is denied nothing that the daemon's user is not.
     let uid = rustix::process::geteuid();
     if let StoreError::Directory { source, .. } = &cause
-        && source.kind() == io::ErrorKind::PermissionDenied
         && purpose == Purpose::Check
-        && !uid.is_root()
     {
-        severity = Severity::Warning;
-        what += &format!(" (for uid {uid}, who checks; what counts is the daemon's user)");
+        match source.kind() {
+            io::ErrorKind::PermissionDenied if !uid.is_root() => {
+                severity = Severity::Warning;
+                what += &format!(" (for uid {uid}, who checks; what counts is the daemon's user)");
+            }
+            io::ErrorKind::NotFound => {
+                severity = Severity::Warning;
+                what += " (rprocd makes no folders: systemd makes it where it is the unit's \
+                         StateDirectory=, else make it before rprocd starts)";
+            }
+            _ => {}
+        }
     }
     Some(source.problem(severity, &key, what))
 }
