@@ -78,7 +78,13 @@ impl Daemon {
 
     /// It is this daemon that has failed.
     pub fn failed(&self, cause: CallError) -> Failure {
-        Failure::from(cause).at(&self.socket)
+        let hung_up = matches!(cause, CallError::HungUp);
+        let mut failure = Failure::from(cause).at(&self.socket);
+        if hung_up {
+            // That is all that the sentence lacks.
+            failure.text = format!("{}: {}", self.socket.display(), failure.text);
+        }
+        failure
     }
 
     /// One call, one answer.
