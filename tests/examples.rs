@@ -241,10 +241,9 @@ fn the_configurations_are_good_and_rprocd_runs_with_them() {
             .unwrap();
         let said = String::from_utf8_lossy(&checked.stdout).into_owned();
         assert!(checked.status.success(), "{name}: {checked:?}");
-        assert!(
-            said.ends_with(&format!(": ok, {} core(s)\n", cores.len())),
-            "{said}"
-        );
+        let names: Vec<_> = cores.iter().map(|(name, _)| *name).collect();
+        let end = format!(": ok, {} core(s): {}\n", cores.len(), names.join(", "));
+        assert!(said.ends_with(&end), "{said}");
         let daemon = Daemon::start_in(folder);
         let status = daemon.status();
         let states: Vec<_> = status

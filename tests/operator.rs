@@ -138,7 +138,7 @@ fn everything_that_is_wrong_is_told_at_once_at_the_start_and_in_both_checks() {
         "core m0: cannot open firmware",
         "/nonexistent, cannot be used; it must exist and be writable",
         "core m1: cannot open firmware",
-        "a.toml: refused, 4 errors, 1 warning\n",
+        "a.toml: refused, 3 errors, 2 warnings\n",
     ] {
         assert!(checked.contains(what), "{what:?} is not in:\n{checked}");
     }

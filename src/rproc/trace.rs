@@ -438,6 +438,7 @@ impl TraceFollower {
     /// Takes the text from the position on, which is known.
     fn follow(&mut self, position: usize, looker: Looker) {
         let len = self.now.len();
+        let found = self.log.end;
         let accept = match looker {
             Looker::Driver => self.held >= PATIENCE,
             Looker::Reader => false,
@@ -480,7 +481,12 @@ impl TraceFollower {
             self.shadow.copy_from_slice(&self.now);
             return;
         }
-        // What is held back stays a change. If it is ahead, nothing behind was looked at.
+        // What is held back stays a change. If it is ahead, nothing behind was looked at. Text in
+        // front of it was found, so this is other text than what was held back before: its looks
+        // are counted from here.
+        if self.log.end != found {
+            self.held = 0;
+        }
         self.held = match looker {
             Looker::Driver | Looker::Last => self.held + 1,
             // The next look of the driver is a close one.
@@ -1140,6 +1146,32 @@ mod tests {
         buffer[..7].copy_from_slice(b"abcde\n\0");
         follower.look_closely(&memory(&mut buffer));
         assert_eq!(shown(&follower), "12345\n6789\nabcde\n");
+        assert_eq!(follower.overruns(), 0);
+    }
+
+    #[test]
+    fn lines_of_which_every_look_catches_another_one_half_written_are_all_found_whole() {
+        let mut follower = TraceFollower::new();
+        let mut buffer = vec![0; 256];
+        follower.begin(&memory(&mut buffer), OldText::None);
+        let (mut at, mut written) = (0, String::new());
+        for number in 0..40 {
+            let line = format!("line {number:2}\n");
+            if at + line.len() >= buffer.len() {
+                at = 0;
+            }
+            let (first, rest) = line.as_bytes().split_at(1);
+            buffer[at] = 0;
+            buffer[at + line.len()] = 0;
+            buffer[at + 1..at + 5].copy_from_slice(&rest[..4]);
+            follower.look(&memory(&mut buffer));
+            buffer[at + 1..at + line.len()].copy_from_slice(rest);
+            buffer[at] = first[0];
+            at += line.len();
+            written.push_str(&line);
+        }
+        follower.look(&memory(&mut buffer));
+        assert_eq!(shown(&follower), written);
         assert_eq!(follower.overruns(), 0);
     }
 

@@ -299,6 +299,17 @@ fn configuration(folder: &TempDir, cores: &[Core<'_>]) -> PathBuf {
 
 /// What rprocd says when it does not start with these cores.
 pub fn refusal_at_start(arguments: &[&str], cores: &[Core<'_>]) -> String {
+    let (started, text) = run_to_end(arguments, cores);
+    assert!(!started, "{text}");
+    text
+}
+
+/// Whether `--check-config` takes these cores, and what it says.
+pub fn check(cores: &[Core<'_>]) -> (bool, String) {
+    run_to_end(&["--check-config"], cores)
+}
+
+fn run_to_end(arguments: &[&str], cores: &[Core<'_>]) -> (bool, String) {
     let folder = tempfile::tempdir().expect("a folder for the daemon");
     let output = Command::new(env!("CARGO_BIN_EXE_rprocd"))
         .arg("--config")
@@ -307,8 +318,7 @@ pub fn refusal_at_start(arguments: &[&str], cores: &[Core<'_>]) -> String {
         .output()
         .expect("rprocd");
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success(), "{text}");
-    text
+    (output.status.success(), text)
 }
 
 fn socket(folder: &TempDir, core: &str) -> PathBuf {
