@@ -679,7 +679,8 @@ pub static COREDUMP_MODE: Key<Choice<Mode>> = Key {
     need: Need::Default(Mode::Disabled),
     since: FIRST,
     doc: "Whether an ELF core file is written of each incarnation (one boot of the core) that \
-          crashes. `rprocctl coredump mode` changes it until the daemon ends.",
+          crashes. `rprocctl coredump mode` changes it until the daemon ends, but cannot switch \
+          coredumps on where the file has \"disabled\".",
 };
 
 /// `core.coredump.directory`
