@@ -324,8 +324,8 @@ pub static FIRMWARE_DIRECTORY: Key<Text> = Key {
     },
     need: Need::Default("/usr/lib/rprocd/firmware"),
     since: FIRST,
-    doc: "The one folder that firmware is read from: at the start, and when an operator names a \
-          firmware without a path.",
+    doc: "The folder that firmware files are read from: at the start the file that `firmware` \
+          names, and later each file that an operator names without a path.",
 };
 
 /// `control.socket`
@@ -334,9 +334,9 @@ pub static CONTROL_SOCKET: Key<Text> = Key {
     kind: SOCKET_FORM,
     need: Need::Required,
     since: FIRST,
-    doc: "Where operators and programs connect. Who may write to it may do everything. `rprocctl` \
-          finds `/run/rprocd/control` and `/run/rprocd/NAME/control` by itself; another path is \
-          given to it with `--socket`.",
+    doc: "The control socket, on which operators and programs connect. A user who may write to the \
+          socket may call every method. `rprocctl` finds `/run/rprocd/control` and \
+          `/run/rprocd/NAME/control` by itself; give it any other path with `--socket`.",
 };
 
 /// `control.group`
@@ -355,8 +355,8 @@ pub static CONTROL_MODE: Key<Text> = Key {
     kind: MODE_FORM,
     need: MODE_ABSENT,
     since: FIRST,
-    doc: "The permissions of the socket, as for `chmod`, in quotes. Who may write to it may \
-          connect: \"0660\" is for the daemon's user and the group.",
+    doc: "The permissions of the socket, in quotes, as for `chmod`. A user who may write to the \
+          socket may connect: \"0660\" admits the daemon's user and the group.",
 };
 
 /// `control.monitor`
@@ -365,7 +365,8 @@ pub static CONTROL_MONITOR: Key<Text> = Key {
     kind: SOCKET_FORM,
     need: Need::Otherwise("there is no such socket"),
     since: FIRST,
-    doc: "A second socket, for those who may look at everything but coredumps, and change nothing.",
+    doc: "The monitor socket: a second socket, for users who may look at everything but coredumps, \
+          and may change nothing.",
 };
 
 /// `control.monitor-group`
@@ -374,7 +375,7 @@ pub static CONTROL_MONITOR_GROUP: Key<Text> = Key {
     kind: GROUP_FORM,
     need: GROUP_ABSENT,
     since: FIRST,
-    doc: "The group that the socket for looking belongs to.",
+    doc: "The group that the monitor socket belongs to.",
 };
 
 /// `control.monitor-mode`
@@ -383,7 +384,7 @@ pub static CONTROL_MONITOR_MODE: Key<Text> = Key {
     kind: MODE_FORM,
     need: MODE_ABSENT,
     since: FIRST,
-    doc: "The permissions of the socket for looking. \"0666\" lets everybody on the host look.",
+    doc: "The permissions of the monitor socket. \"0666\" lets every user of the host look.",
 };
 
 /// `core.name`
@@ -412,7 +413,8 @@ pub static CORE_ENGINE: Key<Choice<Engine>> = Key {
         words: &[(
             "rv32",
             Engine::Rv32,
-            "an RV32IMAC core with the devices of QEMU's `virt` board, interpreted in the daemon",
+            "an RV32IMAC core, interpreted in the daemon; CLINT, PLIC, UART and finisher as on QEMU's \
+             `virt` board, and a mailbox, a watchdog and a copier",
         )],
     },
     need: Need::Required,
@@ -429,8 +431,8 @@ pub static CORE_FIRMWARE: Key<Text> = Key {
     need: Need::Required,
     since: FIRST,
     doc: "The ELF file that the core runs: a regular file in `firmware-directory`, named without a \
-          path. It is read once, at the start of the daemon, and judged as a whole; an operator can \
-          give the core another one while it is offline.",
+          path. The daemon reads it once, at its start, and checks all of it; an operator can give \
+          the core another file while the core is offline.",
 };
 
 /// `core.memory-mib`
@@ -448,8 +450,8 @@ pub static CORE_HUGE_PAGES: Key<Flag> = Key {
     kind: Flag,
     need: Need::Default(false),
     since: FIRST,
-    doc: "Makes the RAM of huge pages of 2 MiB. `memory-mib` must then be even, and the host must \
-          have reserved as many (`vm.nr_hugepages`).",
+    doc: "Backs the RAM with huge pages of 2 MiB. `memory-mib` must then be even, and the host \
+          must have reserved enough huge pages (`vm.nr_hugepages`).",
 };
 
 /// `core.carveout-quota-mib`
@@ -476,14 +478,14 @@ pub static CORE_VENDOR_RESOURCES: Key<Choice<VendorRule>> = Key {
     name: "vendor-resources",
     kind: Choice {
         words: &[
-            ("ignore", VendorRule::Ignore, "they are passed over"),
+            ("ignore", VendorRule::Ignore, "they are skipped"),
             ("refuse", VendorRule::Refuse, "the firmware is refused"),
         ],
     },
     need: Need::Default(VendorRule::Ignore),
     since: FIRST,
-    doc: "What is done about entries of the resource table that are the vendor's (types 128 to 512) \
-          and that the engine does not know.",
+    doc: "What happens to vendor entries of the resource table (types 128 to 512) that the engine \
+          does not know.",
 };
 
 /// `core.auto-boot`
@@ -492,8 +494,8 @@ pub static CORE_AUTO_BOOT: Key<Flag> = Key {
     kind: Flag,
     need: Need::Default(true),
     since: FIRST,
-    doc: "Starts the core with the daemon. The operator holds it from then on, so it runs until \
-          `rprocctl stop`.",
+    doc: "Starts the core with the daemon. The operator holds the core from then on, so it runs \
+          until `rprocctl stop`.",
 };
 
 /// `core.boot-on-guest`
@@ -502,9 +504,10 @@ pub static CORE_BOOT_ON_GUEST: Key<Flag> = Key {
     kind: Flag,
     need: Need::Default(false),
     since: FIRST,
-    doc: "A guest that arrives starts the core and holds it until it is gone; a core that nobody \
-          holds any more is stopped. With `auto-boot` the operator holds it as well: set that to \
-          false for a core that runs only while a guest is there.",
+    doc: "A guest starts the core when its driver comes up, and holds the core until its VMM \
+          disconnects. A core that nobody holds is stopped. With `auto-boot` the operator holds \
+          the core as well: set `auto-boot` to false for a core that runs only while a guest is \
+          there.",
 };
 
 /// `core.linger-us`
@@ -513,8 +516,9 @@ pub static CORE_LINGER_US: Key<Integer> = Key {
     kind: number(0, 1000, Some("microseconds")),
     need: Need::Default(0),
     since: FIRST,
-    doc: "Before the core sleeps it looks at its guests' rings for up to so long, and less the \
-          seldomer something comes. It saves kicks and wake-ups, and costs processor time.",
+    doc: "Before the core sleeps, it polls its guests' rings for at most this long, and for a \
+          shorter time where messages are rare. Polling saves kicks and wake-ups, and costs \
+          processor time.",
 };
 
 /// `core.busy`
@@ -523,8 +527,8 @@ pub static CORE_BUSY: Key<Flag> = Key {
     kind: Flag,
     need: Need::Default(false),
     since: FIRST,
-    doc: "The core looks at its guests' rings without end as long as a guest is there, and takes a \
-          processor for that. It excludes `linger-us`.",
+    doc: "The core polls its guests' rings without a pause while a guest is there. That takes a \
+          whole processor. `busy` cannot be used together with `linger-us`.",
 };
 
 /// `core.vdev.socket`
@@ -533,7 +537,7 @@ pub static VDEV_SOCKET: Key<Text> = Key {
     kind: SOCKET_FORM,
     need: Need::Required,
     since: FIRST,
-    doc: "Where the VMM connects.",
+    doc: "The vhost-user socket, on which the VMM connects.",
 };
 
 /// `core.vdev.group`
@@ -551,7 +555,7 @@ pub static VDEV_MODE: Key<Text> = Key {
     kind: MODE_FORM,
     need: MODE_ABSENT,
     since: FIRST,
-    doc: "The permissions of the socket. Who may write to it may connect.",
+    doc: "The permissions of the socket. A VMM that may write to the socket may connect.",
 };
 
 /// `core.vdev.announce`
@@ -562,9 +566,10 @@ pub static VDEV_ANNOUNCE: Key<Flag> = Key {
     since: FIRST,
     doc: "Offers name service (`VIRTIO_RPMSG_F_NS`): the guest is told by name which endpoints the \
           firmware has, and its driver makes a channel for each. A stock Linux guest needs the \
-          module `virtio_rpmsg_defer` for that: without it, its kernel reports `scheduling while \
-          atomic` or a warning at each announcement, and may crash. With false the guest is told \
-          nothing, and makes its channels through `/dev/rpmsg_ctrl0`.",
+          kernel module `virtio_rpmsg_defer` for that: without the module, its kernel reports \
+          `scheduling while atomic` or a warning at each announcement, and may crash. With false \
+          the guest is told nothing; programs in the guest make the channels through \
+          `/dev/rpmsg_ctrl0`.",
 };
 
 /// `core.vdev.on-departure`
@@ -575,14 +580,14 @@ pub static VDEV_ON_DEPARTURE: Key<Choice<Departure>> = Key {
             (
                 "restart-core",
                 Departure::RestartCore,
-                "the core is stopped and booted anew; guests of its other vdevs see their channels \
-                 go and come",
+                "the core is stopped and booted again; guests of its other vdevs see their \
+                 channels disappear and come back",
             ),
             (
                 "reset-vdev",
                 Departure::ResetVdev,
-                "only this vdev is reset; the firmware must see by its status that the driver is \
-                 gone",
+                "only this vdev is reset; the firmware must notice from the vdev's status that the \
+                 driver is gone",
             ),
         ],
     },
@@ -590,8 +595,8 @@ pub static VDEV_ON_DEPARTURE: Key<Choice<Departure>> = Key {
         "\"restart-core\" where the core has one vdev, \"reset-vdev\" where it has more",
     ),
     since: FIRST,
-    doc: "What happens when the guest is gone: its VMM hung up, it rebooted, or its driver was \
-          unbound.",
+    doc: "What happens when the guest is gone: its VMM disconnected, the guest rebooted, or its \
+          driver was unbound.",
 };
 
 /// `core.recovery.enabled`
@@ -600,8 +605,8 @@ pub static RECOVERY_ENABLED: Key<Flag> = Key {
     kind: Flag,
     need: Need::Default(true),
     since: FIRST,
-    doc: "Starts a core that crashed again. Otherwise it stays crashed, its memory as it was, until \
-          `rprocctl recovery now` or `rprocctl start`.",
+    doc: "Restarts the core after a crash. With false the core stays crashed, with its memory as \
+          it was, until `rprocctl recovery now` or `rprocctl start`.",
 };
 
 /// `core.recovery.minimum-run-time-ms`
@@ -610,8 +615,8 @@ pub static RECOVERY_MINIMUM_RUN_TIME_MS: Key<Integer> = Key {
     kind: number(0, HOUR_MS, Some("milliseconds")),
     need: Need::Default(1000),
     since: FIRST,
-    doc: "A core that ran for a shorter time before it crashed waits for `back-off-ms` before it is \
-          started again. One that ran for longer is started at once.",
+    doc: "A core that crashed after a shorter run than this waits for `back-off-ms` before it is \
+          restarted. After a longer run it is restarted at once.",
 };
 
 /// `core.recovery.back-off-ms`
@@ -620,7 +625,8 @@ pub static RECOVERY_BACK_OFF_MS: Key<Integer> = Key {
     kind: number(0, HOUR_MS, Some("milliseconds")),
     need: Need::Default(100),
     since: FIRST,
-    doc: "The wait after the first such run. It doubles with each such run in a row.",
+    doc: "The wait after the first such short run. It doubles with each further short run in a \
+          row.",
 };
 
 /// `core.recovery.back-off-limit-ms`
@@ -629,7 +635,7 @@ pub static RECOVERY_BACK_OFF_LIMIT_MS: Key<Integer> = Key {
     kind: number(0, HOUR_MS, Some("milliseconds")),
     need: Need::Default(10_000),
     since: FIRST,
-    doc: "The longest wait that doubling leads to.",
+    doc: "The longest wait, however often it has doubled.",
 };
 
 /// `core.recovery.hold-after`
@@ -638,8 +644,8 @@ pub static RECOVERY_HOLD_AFTER: Key<Integer> = Key {
     kind: number(0, 1000, Some("crashes")),
     need: Need::Default(10),
     since: FIRST,
-    doc: "So many crashes within `hold-window-s` hold the core: it stays crashed until somebody \
-          starts it. 0 never holds it.",
+    doc: "After this many crashes within `hold-window-s` the core is not restarted any more: it \
+          stays crashed until somebody starts it. With 0 there is no such limit.",
 };
 
 /// `core.recovery.hold-window-s`
@@ -660,20 +666,21 @@ pub static COREDUMP_MODE: Key<Choice<Mode>> = Key {
             (
                 "enabled",
                 Mode::Enabled,
-                "the core is started again when the dump is written, after `patience-ms` at the \
-                 latest; what is not written by then is missing",
+                "the core is restarted when the dump is written, after `patience-ms` at the \
+                 latest; what is not written by then is missing from the dump",
             ),
             (
                 "inline",
                 Mode::Inline,
-                "the core is started again when all of the dump is written",
+                "the core is restarted when the whole dump is written",
             ),
         ],
     },
     need: Need::Default(Mode::Disabled),
     since: FIRST,
-    doc: "Is an ELF core file written of each incarnation that crashes? `rprocctl coredump mode` \
-          changes it until the daemon ends.",
+    doc: "Whether an ELF core file is written of each incarnation (one boot of the core) that \
+          crashes. `rprocctl coredump mode` changes it until the daemon ends, but cannot switch \
+          coredumps on where the file has \"disabled\".",
 };
 
 /// `core.coredump.directory`
@@ -685,7 +692,8 @@ pub static COREDUMP_DIRECTORY: Key<Text> = Key {
     need: Need::Default("/var/lib/rprocd/coredumps"),
     since: FIRST,
     doc: "The folder for the files. Unless `mode` is \"disabled\" it must exist, and the daemon \
-          must be able to write to it. Cores may share one: a file's name begins with its core's.",
+          must be able to write to it. Cores may share a folder: the name of each file contains \
+          the name of its core.",
 };
 
 /// `core.coredump.count`
@@ -694,7 +702,7 @@ pub static COREDUMP_COUNT: Key<Integer> = Key {
     kind: number(0, 1000, Some("files")),
     need: Need::Default(8),
     since: FIRST,
-    doc: "How many dumps of this core are kept; the oldest goes first.",
+    doc: "How many dumps of this core are kept; the oldest is removed first.",
 };
 
 /// `core.coredump.quota-mib`
@@ -703,8 +711,8 @@ pub static COREDUMP_QUOTA_MIB: Key<Integer> = Key {
     kind: number(1, 65_536, Some("MiB")),
     need: Need::Default(256),
     since: FIRST,
-    doc: "What all dumps of this core may take on the disk. A dump is sparse: memory that was never \
-          written takes nothing.",
+    doc: "How much disk space all dumps of this core may take together. A dump is sparse: memory \
+          that was never written takes no space.",
 };
 
 /// `core.coredump.patience-ms`
@@ -763,7 +771,7 @@ pub static DEVMEM_LENGTH: Key<Integer> = Key {
     },
     need: Need::Required,
     since: FIRST,
-    doc: "How long the span is. It ends at 0x100000000 at the latest.",
+    doc: "How long the span is. It must end at 0x100000000 or below.",
 };
 
 /// `core.devmem.name`
@@ -774,7 +782,7 @@ pub static DEVMEM_NAME: Key<Text> = Key {
     },
     need: Need::Default(""),
     since: FIRST,
-    doc: "The name that the entry must have. With \"\" it may have any.",
+    doc: "The name that the entry must have. With \"\" every name is accepted.",
 };
 
 /// The file.
@@ -790,8 +798,8 @@ pub static FILE: Section = Section {
 pub static CONTROL: Section = Section {
     name: "control",
     is_array: false,
-    doc: "Where operators connect. Without this section there is no such place: `rprocctl` cannot \
-          reach the daemon.",
+    doc: "The sockets on which operators and programs connect. Without this section there is none, \
+          and `rprocctl` cannot reach the daemon.",
     keys: &[
         &CONTROL_SOCKET,
         &CONTROL_GROUP,
@@ -830,8 +838,9 @@ pub static CORE: Section = Section {
 pub static VDEV: Section = Section {
     name: "core.vdev",
     is_array: true,
-    doc: "A virtio device that the firmware declares. There must be one for each, in the order of \
-          the firmware's resource table. A guest attaches to it by vhost-user.",
+    doc: "A virtio device that the firmware declares. There must be one section for each such \
+          device, in the order of the firmware's resource table. A guest attaches to the device by \
+          vhost-user.",
     keys: &[
         &VDEV_SOCKET,
         &VDEV_GROUP,
@@ -846,7 +855,7 @@ pub static VDEV: Section = Section {
 pub static RECOVERY: Section = Section {
     name: "core.recovery",
     is_array: false,
-    doc: "What follows from a crash of the core.",
+    doc: "What happens after a crash of the core.",
     keys: &[
         &RECOVERY_ENABLED,
         &RECOVERY_MINIMUM_RUN_TIME_MS,
@@ -862,7 +871,7 @@ pub static RECOVERY: Section = Section {
 pub static COREDUMP: Section = Section {
     name: "core.coredump",
     is_array: false,
-    doc: "What is kept of an incarnation of the core that crashes.",
+    doc: "What is written to disk when the core crashes.",
     keys: &[
         &COREDUMP_MODE,
         &COREDUMP_DIRECTORY,

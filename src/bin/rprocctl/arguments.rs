@@ -132,10 +132,10 @@ pub enum Verb {
     Info(OfCore),
     /// Live view of all cores; q ends it. An rprocd that ends is waited for
     Top {
-        /// How long between two looks
+        /// The time between two views
         #[arg(short, long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
         delay: Duration,
-        /// Print so many looks one after the other and end, for a file or a pipe
+        /// Print COUNT views one after the other and end, for a file or a pipe
         #[arg(short = 'n', long, value_name = "COUNT")]
         iterations: Option<u32>,
     },
@@ -185,7 +185,7 @@ pub enum Verb {
         /// Go on with what it writes from now on, until interrupted or rprocd ends
         #[arg(short, long)]
         follow: bool,
-        /// Begin with so many lines of each buffer; the default is all that are kept
+        /// Begin with the last COUNT lines of each buffer; the default is all that are kept
         #[arg(short = 'n', long, value_name = "COUNT")]
         lines: Option<usize>,
         /// What this incarnation wrote and no other; 0 is the last one, -1 the one before it

@@ -37,7 +37,7 @@ fn after_help() -> String {
 
 /// Owns remote cores and serves them to guest VMs over vhost-user.
 ///
-/// Logs go to standard error. SIGTERM and SIGINT end it: guests are hung up on, cores are stopped,
+/// Logs go to standard error. SIGTERM and SIGINT end it: guests are disconnected, cores are stopped,
 /// sockets are removed. Sockets that systemd passes are used in place of those that would be made
 /// at the same paths.
 #[derive(Parser)]

@@ -60,16 +60,16 @@ pub fn manual() -> Vec<Block> {
 
 fn introduction() -> Vec<Block> {
     [
-        "`rprocd` reads one file, in TOML, at its start; a change counts from the next start on. It \
-         reads `/etc/rprocd/rprocd.toml`, or the file that `--config` names. Of cores and vdevs \
-         there may be several: each begins with its own line `[[core]]` or `[[core.vdev]]`, and what \
-         follows belongs to it. They are counted from 0, in messages too.",
+        "`rprocd` reads one TOML file at its start; a change takes effect at the next start. It \
+         reads `/etc/rprocd/rprocd.toml`, or the file that `--config` names. There may be several \
+         cores and vdevs: each begins with a line `[[core]]` or `[[core.vdev]]` of its own, and the \
+         keys that follow belong to it. Cores and vdevs are counted from 0, in messages too.",
         "A path that does not begin with `/` is relative to the folder that holds the file. A key \
          that is not listed here is refused.",
-        "`rprocd --check-config` and `rprocctl config check FILE` say whether a file would be taken: \
-         its text, and the firmware, folders and groups that it names. They tell everything that is \
-         wrong at once, each with its line, start nothing and need no daemon. `rprocctl --json \
-         config check FILE` says the same to programs.",
+        "`rprocd --check-config` and `rprocctl config check FILE` check whether rprocd would accept \
+         a file: its text, and the firmware, folders and groups that it names. They report every \
+         mistake at once, each with its line; they start nothing and need no daemon. `rprocctl \
+         --json config check FILE` reports the same to programs.",
     ]
     .map(Block::text)
     .into()
