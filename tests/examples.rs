@@ -21,7 +21,7 @@ use crate::frontend::process::{Core, Daemon, firmware_dir, wait_for_end};
 use crate::frontend::rpmsg::{PAYLOAD, RpmsgDriver};
 use crate::frontend::vmm::{Options, Vmm};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -243,7 +243,9 @@ fn a_configuration_is_checked_without_a_daemon_and_nothing_is_made_of_it() {
     let check = |text: &str, json: bool| {
         fs::write(&path, text).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_rprocctl"));
-        command.args(["--socket", "/nonexistent/control", "config", "check"]);
+        command
+            .env_remove("RPROCD_SOCKET")
+            .args(["config", "check"]);
         command.arg(&path).args(json.then_some("--json"));
         command.output().unwrap()
     };

@@ -109,39 +109,47 @@ impl Reader {
         (self.source, self.problems)
     }
 
-    /// Notes a problem.
-    pub fn problem(&mut self, key: &str, place: Range<usize>, what: String) {
-        let problem = self.source.problem_at(Severity::Error, key, place, what);
-        self.add(problem);
+    /// Whether there are enough problems; one more is counted then. Asked before a problem is made,
+    /// since finding its line takes as long as the file is.
+    fn is_full(&mut self) -> bool {
+        let is_full = self.problems.len() >= MAX_PROBLEMS;
+        self.left_out += usize::from(is_full);
+        is_full
     }
 
-    /// Notes a problem that was made already.
-    pub fn add(&mut self, problem: Problem) {
-        if self.problems.len() >= MAX_PROBLEMS {
-            self.left_out += 1;
+    /// Notes a problem.
+    pub fn problem(&mut self, key: &str, place: Range<usize>, what: String) {
+        if self.is_full() {
             return;
         }
+        let problem = self.source.problem_at(Severity::Error, key, place, what);
         self.problems.push(problem);
     }
 
     /// Notes a value that cannot be used; `why` goes on after the key.
     pub fn refuse<V>(&mut self, fields: &Fields, key: &str, found: &Found<V>, why: &str) {
+        if self.is_full() {
+            return;
+        }
         let what = format!("{} {why}", fields.about(key));
         let (path, place) = (fields.path(key), found.place.clone());
         let mut problem = self
             .source
             .problem_at(Severity::Error, &path, place.clone(), what);
         problem.value = Some(self.source.at(place).to_owned());
-        self.add(problem);
+        self.problems.push(problem);
     }
 
     /// Notes something about a key, which may be absent, that changes nothing.
     pub fn warn(&mut self, fields: &Fields, key: &str, why: &str) {
+        if self.is_full() {
+            return;
+        }
         let what = format!("{} {why}", fields.about(key));
         let problem = self
             .source
             .problem(Severity::Warning, &fields.path(key), what);
-        self.add(problem);
+        self.problems.push(problem);
     }
 
     /// The file itself.

@@ -301,6 +301,8 @@ impl Vdev {
     ///
     /// Nothing moves in either direction before all queues are there: only then is it known
     /// whether the driver is a fresh one, to whom nothing from before belongs.
+    // Its instructions are counted by its name: xtask/src/instructions.rs.
+    #[inline(never)]
     pub fn relay_to_core(&mut self) -> Round {
         if !self.guest_is_up() {
             return Round::default();
@@ -377,6 +379,8 @@ impl Vdev {
 
     /// Relays a burst from the core to the guest, on the same condition
     /// and after everything that is to be withdrawn.
+    // As above.
+    #[inline(never)]
     pub fn relay_to_guest(&mut self) -> Round {
         if !self.guest_is_up() || !self.farewells.is_empty() {
             return Round::default();

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::Trial;
+use xtask::guest::quoted;
 use xtask::kit::{Installed, Kit};
 use xtask::page::{self, Place, Step};
 use xtask::vm::args::escape;
@@ -155,11 +156,6 @@ fn boot(kit: &Kit, installed: Installed) -> Result<Guest> {
     );
     guest.run(&command, SHORT)?;
     Ok(guest)
-}
-
-/// One word for a shell.
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 /// A command that writes the lines of `text` to a file.
@@ -425,13 +421,13 @@ fn a_killed_daemon_comes_back(guest: &mut Guest) -> Result<()> {
 
 fn a_daemon_that_hangs_comes_back(guest: &mut Guest) -> Result<()> {
     guest.run(
-        "mkdir -p /run/systemd/system/rprocd@.service.d && printf '[Service]\\nWatchdogSec=2\\n' \
+        "mkdir -p /run/systemd/system/rprocd@.service.d && printf '[Service]\\nWatchdogSec=10\\n' \
          > /run/systemd/system/rprocd@.service.d/watchdog.conf && systemctl daemon-reload && \
          systemctl restart rprocd@m0",
         SHORT,
     )?;
     // It pings while its core runs.
-    guest.run("sleep 5", SHORT)?;
+    guest.run("sleep 15", SHORT)?;
     expect(guest, "systemctl show -P NRestarts rprocd@m0", "0")?;
     guest.run(
         "systemctl kill --kill-whom=main --signal=STOP rprocd@m0",

@@ -294,7 +294,7 @@ fn length(file: &Path, what: &str) -> Result<u64> {
 }
 
 /// A word for a shell.
-fn quoted(word: &str) -> String {
+pub fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', "'\\''"))
 }
 

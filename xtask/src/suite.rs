@@ -17,6 +17,8 @@ use crate::{cargo, limit};
 
 /// How often it is looked whether cargo has ended, while nothing is written.
 const LOOK: Duration = Duration::from_millis(200);
+/// How long the end of the output may take after the end of cargo.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Runs `command`, and ends it when no test ends for as long as `silence`.
 pub fn show(command: &mut Command, silence: Duration) -> Result<()> {
     let mut child = command
@@ -61,6 +63,12 @@ pub fn show(command: &mut Command, silence: Duration) -> Result<()> {
             bail!("{sentence}; `{}` was ended", cargo::words(command));
         }
     };
+    // What was written last may be on its way still. A process that was left behind may hold the pipe.
+    while let Ok(chunk) = receiver.recv_timeout(LAST_WORDS) {
+        let mut output = std::io::stdout().lock();
+        output.write_all(&chunk)?;
+        output.flush()?;
+    }
     if !status.success() {
         bail!("`{}` failed ({status})", cargo::words(command));
     }

@@ -23,7 +23,7 @@ const TEMPLATE: &str = "examples/firmware-rust";
 /// `cargo xtask test`.
 #[derive(clap::Args, Debug)]
 pub struct Options {
-    /// Leave out the tests that boot a guest, and fetch nothing
+    /// Leave out the tests that boot a guest, and fetch nothing for them
     #[arg(long)]
     no_vm: bool,
     /// Go on after a step that failed

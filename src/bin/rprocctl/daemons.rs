@@ -78,9 +78,13 @@ impl Daemon {
 
     /// It is this daemon that has failed.
     pub fn failed(&self, cause: CallError) -> Failure {
-        let hung_up = matches!(cause, CallError::HungUp);
+        let names_none = matches!(
+            cause,
+            CallError::HungUp | CallError::TimedOut { .. } | CallError::NotUnderstood { .. }
+        );
         let mut failure = Failure::from(cause).at(&self.socket);
-        if hung_up {
+        let socket = self.socket.display().to_string();
+        if names_none && !failure.text.contains(&socket) {
             // That is all that the sentence lacks.
             failure.text = format!("{}: {}", self.socket.display(), failure.text);
         }

@@ -29,7 +29,8 @@ mod watch;
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, ExitCode};
 use std::time::Instant;
@@ -41,7 +42,7 @@ use serde_json::{Value, json};
 
 use arguments::{Arguments, Change, Config, Coredump, Firmware, OfCore, Recovery, Setting, Verb};
 use daemons::{Daemon, Daemons, shown};
-use failure::{ENDED, Failure, REFUSED, Result, USAGE};
+use failure::{ALREADY_SO, ENDED, Failure, REFUSED, Result, USAGE};
 use rprocd::control::client::{self, Connection};
 use rprocd::prepare;
 use rprocd::report::sentence;
@@ -133,18 +134,25 @@ fn perform(daemons: &Daemons, verb: &Verb) -> Result<String> {
         }
         Verb::Stop { if_running, change } => {
             let daemon = &daemons.of_core(&change.core)?;
-            if *if_running && daemon.core(&change.core)?.state == "offline" {
-                return changed(daemon, &change.core, &[]);
+            // The daemon decides: a firmware may end by itself at any time.
+            match self::change(daemon, "io.rprocd.Stop", change) {
+                Err(failure) if *if_running && failure.status == ALREADY_SO => {
+                    changed(daemon, &change.core, &[])
+                }
+                done => done.and_then(|_| changed(daemon, &change.core, &["stop"])),
             }
-            self::change(daemon, "io.rprocd.Stop", change)?;
-            changed(daemon, &change.core, &["stop"])
         }
         Verb::Restart(change) => {
             let daemon = &daemons.of_core(&change.core)?;
             let mut done = Vec::new();
-            if !matches!(&*daemon.core(&change.core)?.state, "offline" | "detached") {
-                self::change(daemon, "io.rprocd.Stop", change)?;
-                done.push("stop");
+            if daemon.core(&change.core)?.state != "detached" {
+                match self::change(daemon, "io.rprocd.Stop", change) {
+                    Err(failure) if failure.status == ALREADY_SO => {}
+                    stopped => {
+                        stopped?;
+                        done.push("stop");
+                    }
+                }
             }
             self::change(daemon, "io.rprocd.Start", change)?;
             done.push("start");
@@ -222,7 +230,7 @@ fn perform(daemons: &Daemons, verb: &Verb) -> Result<String> {
                 Some(path) => put(daemons, path, text),
             }
         }
-        Verb::Config(Config::Check { file }) => check_config(&daemons.all()?.remove(0), file),
+        Verb::Config(Config::Check { file }) => check_config(daemons.json, file),
         Verb::Sysfs { command } => Err(sysfs(&daemons.only("sysfs")?, command)),
         Verb::Ping => ping(daemons, screen),
         Verb::Version => version(daemons),
@@ -346,7 +354,12 @@ fn put(daemons: &Daemons, path: &Path, text: String) -> Result<String> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(format!(".{}", process::id()));
     let beside = PathBuf::from(beside);
-    fs::write(&beside, text)
+    // Never through a link that somebody has put there.
+    let made = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(&beside);
+    made.and_then(|mut file| file.write_all(text.as_bytes()))
         .and_then(|()| fs::rename(&beside, path))
         .map_err(|cause| {
             let _ = fs::remove_file(&beside);
@@ -594,6 +607,8 @@ fn fetch(daemon: &Daemon, core: &str, name: &str, path: &Path) -> Result<()> {
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
+        // It holds all that the core's memory held.
+        .mode(0o600)
         .open(path)
         .map_err(failed)?;
     io::copy(&mut File::from(fd), &mut file).map_err(|cause| {
@@ -604,10 +619,10 @@ fn fetch(daemon: &Daemon, core: &str, name: &str, path: &Path) -> Result<()> {
 }
 
 /// Judges a configuration as `rprocd --check-config` does; no daemon is asked.
-fn check_config(daemon: &Daemon, file: &Path) -> Result<String> {
+fn check_config(json: bool, file: &Path) -> Result<String> {
     let verdict = prepare::check(file).map_err(|cause| Failure::new(1, sentence(&cause)))?;
-    let text = daemon.shown(&verdict, || verdict.summary() + "\n")?;
-    if !daemon.json {
+    let text = shown(json, &verdict, || verdict.summary() + "\n")?;
+    if !json {
         for problem in &verdict.problems {
             eprintln!("{}", problem.shown());
         }
@@ -615,7 +630,7 @@ fn check_config(daemon: &Daemon, file: &Path) -> Result<String> {
     if verdict.accepted {
         return Ok(text);
     }
-    if daemon.json {
+    if json {
         write(&text)?;
     }
     Err(Failure::new(4, verdict.summary()))

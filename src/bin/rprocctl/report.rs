@@ -263,9 +263,11 @@ fn crashes(
             }),
             ("dump", Some(crash)) => crash.dump = Some(event.detail.clone()),
             ("state", Some(crash)) if event.detail == "crashed" => {
-                let spans = begins.iter().zip(&event.trace).zip(traces);
+                // A trace that was not there yet begins at 0.
+                let known = begins.iter().copied().chain(std::iter::repeat(0));
+                let spans = known.zip(&event.trace).zip(traces);
                 crash.trace = spans
-                    .map(|((begin, end), piece)| lines(piece, *begin, *end))
+                    .map(|((begin, end), piece)| lines(piece, begin, *end))
                     .collect();
                 begins.clone_from(&event.trace);
             }

@@ -157,10 +157,9 @@ pub fn run(daemon: &Daemon, wanted: &Wanted<'_>) -> Result<String> {
         for (buffer, piece) in buffers.iter_mut().zip(pieces) {
             buffer.push(piece);
         }
-        // Without a step there is nothing but, perhaps, the beginning of a character.
-        let next = pieces.iter().map(|piece| piece.next);
-        let moved = !next.clone().eq(since) && pieces.iter().any(|it| !it.text.is_empty());
-        if !moved || next.zip(&*goal).all(|(next, goal)| next >= *goal) {
+        // One that is short of its goal and made no step has nothing but the beginning of a character.
+        let mut goals = pieces.iter().zip(&*goal).enumerate();
+        if !goals.any(|(at, (it, goal))| it.next < *goal && since.get(at) != Some(&it.next)) {
             break;
         }
     }

@@ -3,7 +3,7 @@
 //! What belongs here: asking on, and a line for each thing. What does not: tables, traces.
 
 use std::collections::HashSet;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 
 use serde::{Deserialize, Serialize};
@@ -237,6 +237,12 @@ pub fn events(daemons: &Daemons, wanted: &Wanted<'_>) -> Result<String> {
     };
     let events = &events[events.len().saturating_sub(most)..];
     if daemons.json && !wanted.follow {
+        // The standard output has one document.
+        for (daemon, past) in pasts.iter().filter(|(_, it)| it.lost > 0) {
+            if wanted.since.is_some() {
+                eprintln!("{}", json!({ "lost": past.lost, "daemon": daemon.socket }));
+            }
+        }
         let events: Vec<_> = events.iter().map(|(of, it)| Shown::value(of, it)).collect();
         return crate::daemons::shown(true, &events, String::new);
     }
@@ -261,7 +267,8 @@ fn follow(
     shown: &Shown,
     pasts: Vec<(Daemon, Past)>,
 ) -> Result<String> {
-    let (tell, told) = channel();
+    // Whoever does not read what is shown is not read for: the daemon counts what is lost.
+    let (tell, told) = sync_channel(1);
     let mut left = pasts.len();
     for (daemon, past) in pasts {
         let parameters = wanted.parameters(Some(past.next));
@@ -297,7 +304,7 @@ fn listen(
     daemon: &Daemon,
     mut connection: Connection,
     parameters: &Value,
-    tell: &Sender<(Daemon, Result<Excerpt>)>,
+    tell: &SyncSender<(Daemon, Result<Excerpt>)>,
 ) {
     // Any time may pass until something happens.
     let asked = connection
